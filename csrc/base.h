@@ -1,0 +1,81 @@
+// The base update at one coordinate: w0 and g in, the new w out, m and v updated in place.
+//
+//   prepare(scalars, step, out)  what the formula needs, from the options and the updates done before
+//   kStates                      how many of m, v the formula keeps
+#pragma once
+
+#include <cmath>
+
+#include "real.h"
+
+namespace sharpkern::SHARPKERN_ISA {
+
+// options: lr, momentum, dampening, weight_decay, sign (-1 maximises)
+struct SgdScalars {
+  static void prepare(const double* o, double step, double* out) {
+    out[0] = o[0];
+    out[1] = o[1];
+    out[2] = step == 0 ? 1.0 : 1.0 - o[2];  // torch's first buffer is the gradient itself
+    out[3] = o[3];
+    out[4] = o[4];
+  }
+};
+
+template <class R>
+struct Sgd : SgdScalars {
+  static constexpr const char* kName = "sgd";
+  static constexpr int kStates = 0;
+  R lr, weight_decay, sign;
+  explicit Sgd(const double* p) : lr(R(p[0])), weight_decay(R(p[3])), sign(R(p[4])) {}
+  SHARPKERN_INLINE R operator()(R w0, R g, R&, R&) const {
+    return w0 - lr * (sign * g + weight_decay * w0);
+  }
+};
+
+template <class R, bool kNesterov>
+struct Momentum : SgdScalars {
+  static constexpr const char* kName = kNesterov ? "nesterov" : "momentum";
+  static constexpr int kStates = 1;
+  R lr, momentum, fresh, weight_decay, sign;
+  explicit Momentum(const double* p)
+      : lr(R(p[0])), momentum(R(p[1])), fresh(R(p[2])), weight_decay(R(p[3])), sign(R(p[4])) {}
+  SHARPKERN_INLINE R operator()(R w0, R g, R& m, R&) const {
+    g = sign * g + weight_decay * w0;
+    m = momentum * m + fresh * g;
+    return w0 - lr * (kNesterov ? g + momentum * m : m);
+  }
+};
+
+// options: lr, beta1, beta2, eps, weight_decay, sign
+template <class R, bool kDecoupled>
+struct Adam {
+  static constexpr const char* kName = kDecoupled ? "adamw" : "adam";
+  static constexpr int kStates = 2;
+  R step_size, fresh1, beta2, fresh2, eps, weight_decay, sign, inverse_root, shrink;
+  static void prepare(const double* o, double step, double* out) {
+    out[0] = o[0] / (1.0 - std::pow(o[1], step + 1));
+    out[1] = o[1];
+    out[2] = o[2];
+    out[3] = o[3];
+    out[4] = o[4];
+    out[5] = o[5];
+    out[6] = 1.0 / std::sqrt(1.0 - std::pow(o[2], step + 1));
+    out[7] = 1.0 - o[0] * o[4];
+  }
+  explicit Adam(const double* p)
+      : step_size(R(p[0])), fresh1(R(1.0 - p[1])), beta2(R(p[2])), fresh2(R(1.0 - p[2])), eps(R(p[3])),
+        weight_decay(R(p[4])), sign(R(p[5])), inverse_root(R(p[6])), shrink(R(p[7])) {}
+  SHARPKERN_INLINE R operator()(R w0, R g, R& m, R& v) const {
+    g = sign * g;
+    if (kDecoupled) {
+      w0 = w0 * shrink;
+    } else {
+      g = g + weight_decay * w0;
+    }
+    m = m + fresh1 * (g - m);
+    v = beta2 * v + fresh2 * (g * g);
+    return w0 - step_size * (m / (root(v) * inverse_root + eps));
+  }
+};
+
+}  // namespace sharpkern::SHARPKERN_ISA

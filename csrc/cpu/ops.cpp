@@ -1,0 +1,145 @@
+#include "ops.h"
+
+#include <cmath>
+
+#include "apply.h"
+
+namespace sharpkern::cpu {
+
+namespace {
+
+// Calls run with a float or a double: the arithmetic type of the table.
+template <class Run>
+void with_arithmetic(const Table& table, Run run) {
+  table.weight == DType::f64 ? run(double()) : run(float());
+}
+
+template <class Found>
+const Found& known(const Found& found, const std::string& what) {
+  if (!found.run) throw std::invalid_argument("no formula " + what);
+  return found;
+}
+
+}  // namespace
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  __builtin_cpu_init();
+  const bool fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (fma && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    names.push_back(avx512::kernels.name);
+  if (fma) names.push_back(avx2::kernels.name);
+  names.push_back(baseline::kernels.name);
+  return names;
+}
+
+const Kernels& kernels_of(const std::string& instruction_set) {
+  for (const std::string& name : instruction_sets())
+    if (name == instruction_set)
+      for (const Kernels* kernels : {&avx512::kernels, &avx2::kernels, &baseline::kernels})
+        if (name == kernels->name) return *kernels;
+  throw std::invalid_argument("instruction set '" + instruction_set + "' does not run on this processor");
+}
+
+void sq_norm(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
+             double* total) {
+  with_arithmetic(table, [&](auto zero) {
+    using R = decltype(zero);
+    const auto formula = known(launch.kernels->formulas(zero).norm(covariance.c_str()), covariance);
+    for_each_chunk<R>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
+      double& partial = table.partial[table.first_chunk[t] + i / kChunk];
+      partial = 0;
+      if (!table.at(kGradient, t)) return;
+      Block<R> b{};
+      b.n = n;
+      b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
+      if (formula.reads_weight)
+        b.w = load(*launch.kernels, table.weight, table.at(kWeight, t) + i * bytes(table.weight), scratch.w, n);
+      if (formula.state) b.f = reinterpret_cast<const R*>(table.at(kFisher, t)) + i;
+      partial = double(formula.run(scalars.data(), b));
+    });
+  });
+  double sum = 0;
+  for (double partial : table.partial) sum += partial;
+  *total += sum;
+}
+
+void ascend(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
+            double rho, const double* total, bool track) {
+  if (!std::isfinite(*total)) return;
+  const double scale = *total > 0 ? rho / std::sqrt(*total) : 0;
+  with_arithmetic(table, [&](auto zero) {
+    using R = decltype(zero);
+    const auto formula = known(launch.kernels->formulas(zero).ascend(covariance.c_str()), covariance);
+    for_each_chunk<R>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
+      if (!table.at(kGradient, t)) return;
+      char* weight = table.at(kWeight, t) + i * bytes(table.weight);
+      move(launch.streaming, table.at(kSaved, t) + i * bytes(table.weight), weight, n * bytes(table.weight));
+      if (scale == 0 && !formula.state) return;  // w + 0 would turn -0 into 0
+      Block<R> b{};
+      b.n = n;
+      b.w = load(*launch.kernels, table.weight, weight, scratch.w, n);
+      b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
+      b.out = scale == 0 ? scratch.out : const_cast<R*>(b.w);
+      if (formula.state) {
+        R* fisher = reinterpret_cast<R*>(table.at(kFisher, t)) + i;
+        b.f = fisher;
+        b.f_out = track ? fisher : scratch.f;
+      }
+      formula.run(scalars.data(), R(scale), b);
+      if (scale != 0) store(*launch.kernels, false, table.weight, weight, b.out, n);
+    });
+  });
+}
+
+void descend(Table& table, const Launch& launch, const std::string& base, const std::vector<double>& options,
+             const std::string& preconditioner, const std::vector<double>& scalars, const double* total,
+             const double* second) {
+  if (!std::isfinite(*total)) return;
+  if (second && !std::isfinite(*second)) return restore(table, launch, total);
+  float* steps = reinterpret_cast<float*>(table.steps);
+  with_arithmetic(table, [&](auto zero) {
+    using R = decltype(zero);
+    const auto formula =
+        known(launch.kernels->formulas(zero).descend(base.c_str(), preconditioner.c_str()), base + preconditioner);
+    for_each_chunk<R>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
+      const std::size_t at = i * bytes(table.weight);
+      char* weight = table.at(kWeight, t) + at;
+      const char* source = table.at(kSource, t) + at;
+      if (!table.at(kGradient, t)) {
+        if (source != weight) move(launch.streaming, weight, source, n * bytes(table.weight));
+        return;
+      }
+      if (scratch.prepared_for != steps[t]) {
+        formula.prepare(options.data(), steps[t], scratch.prepared);
+        scratch.prepared_for = steps[t];
+      }
+      Block<R> b{};
+      b.n = n;
+      b.w = load(*launch.kernels, table.weight, source, scratch.w, n);
+      b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
+      if (formula.natural) b.f = reinterpret_cast<const R*>(table.at(kFisher, t)) + i;
+      if (formula.states > 0) b.m = reinterpret_cast<R*>(table.at(kM, t)) + i;
+      if (formula.states > 1) b.v = reinterpret_cast<R*>(table.at(kV, t)) + i;
+      const bool direct = !launch.streaming && bytes(table.weight) == sizeof(R);
+      b.out = direct ? reinterpret_cast<R*>(weight) : scratch.out;
+      formula.run(scratch.prepared, scalars.data(), b);
+      store(*launch.kernels, launch.streaming, table.weight, weight, b.out, n);
+    });
+  });
+  for (std::size_t t = 0; t < table.size(); ++t)
+    if (table.at(kGradient, t)) steps[t] += 1;
+}
+
+void restore(Table& table, const Launch& launch, const double* total) {
+  if (!std::isfinite(*total)) return;
+  for_each_chunk<float>(table, launch.threads, [&](auto&, std::size_t t, std::size_t i, std::size_t n) {
+    const std::size_t at = i * bytes(table.weight);
+    const char* source = table.at(kSource, t) + at;
+    char* weight = table.at(kWeight, t) + at;
+    if (source != weight) move(launch.streaming, weight, source, n * bytes(table.weight));
+  });
+}
+
+}  // namespace sharpkern::cpu

@@ -1,0 +1,38 @@
+// The ops on the CPU. Each covers all tensors of a table in one parallel region.
+#pragma once
+
+#include "../table.h"
+#include "kernels.h"
+
+namespace sharpkern::cpu {
+
+// Names of the instruction sets that run here, widest first.
+std::vector<std::string> instruction_sets();
+
+// The kernels of one of them; throws std::invalid_argument for a name that is not among them.
+const Kernels& kernels_of(const std::string& instruction_set);
+
+struct Launch {
+  const Kernels* kernels;
+  int threads;
+  bool streaming;  // written data does not fit the cache
+};
+
+// *total += sum s g^2 over all tensors that have a gradient.
+void sq_norm(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
+             double* total);
+
+// w0 <- w; w <- w + rho / sqrt(*total) s g. Does nothing where *total is not finite, only copies where it is 0.
+void ascend(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
+            double rho, const double* total, bool track);
+
+// w <- base(w0, g, m, v), counted in steps; where a tensor has no gradient, w <- w0. Does nothing where *total is
+// not finite; only restores where *second is not (second may be null).
+void descend(Table& table, const Launch& launch, const std::string& base, const std::vector<double>& options,
+             const std::string& preconditioner, const std::vector<double>& scalars, const double* total,
+             const double* second);
+
+// w <- w0, unless *total is not finite, in which case w never moved.
+void restore(Table& table, const Launch& launch, const double* total);
+
+}  // namespace sharpkern::cpu

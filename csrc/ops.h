@@ -1,0 +1,37 @@
+// The ops at one coordinate, templated on the functors of covariance.h and base.h.
+#pragma once
+
+#include "covariance.h"
+
+namespace sharpkern::SHARPKERN_ISA {
+
+// One term of sum s g^2.
+template <class R, class Covariance>
+SHARPKERN_INLINE R sq_norm_at(const Covariance& covariance, R w, R g, R f) {
+  return covariance.s(w, covariance.fisher(g, f)) * g * g;
+}
+
+// w + scale s g, with scale = rho / sqrt(sum s g^2); f becomes the Fisher diagonal that s was taken from.
+template <class R, class Covariance>
+SHARPKERN_INLINE R ascend_at(const Covariance& covariance, R scale, R w, R g, R& f) {
+  f = covariance.fisher(g, f);
+  return w + scale * (covariance.s(w, f) * g);
+}
+
+// No natural gradient: g2 goes to the base update as it is.
+template <class R>
+struct Plain {
+  static constexpr const char* kName = "";
+  static constexpr bool kState = false;
+  explicit Plain(const double*) {}
+  SHARPKERN_INLINE R s(R, R) const { return R(1); }
+};
+
+// The natural gradient s g2, with s from the f of the first pass.
+template <class R, template <class> class Damping>
+struct Natural : Damping<R> {
+  static constexpr bool kState = true;
+  using Damping<R>::Damping;
+};
+
+}  // namespace sharpkern::SHARPKERN_ISA

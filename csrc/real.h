@@ -1,0 +1,28 @@
+// Arithmetic at one coordinate, for host and device.
+//
+// The formulas are compiled once an instruction set, each time into the namespace that SHARPKERN_ISA names: a function
+// that two object files share could be linked from the widest set into code that runs on the narrowest.
+#pragma once
+
+#ifndef SHARPKERN_ISA
+#define SHARPKERN_ISA generic
+#endif
+
+#if defined(__CUDACC__)
+#define SHARPKERN_INLINE __host__ __device__ __forceinline__
+#else
+#define SHARPKERN_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace sharpkern::SHARPKERN_ISA {
+
+SHARPKERN_INLINE float magnitude(float x) { return __builtin_fabsf(x); }
+SHARPKERN_INLINE double magnitude(double x) { return __builtin_fabs(x); }
+
+SHARPKERN_INLINE float root(float x) { return __builtin_sqrtf(x); }
+SHARPKERN_INLINE double root(double x) { return __builtin_sqrt(x); }
+
+SHARPKERN_INLINE float reciprocal(float x) { return 1.0f / x; }
+SHARPKERN_INLINE double reciprocal(double x) { return 1.0 / x; }
+
+}  // namespace sharpkern::SHARPKERN_ISA

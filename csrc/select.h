@@ -1,0 +1,29 @@
+// name -> formula: the only switch. A new formula is one functor and one name in these lists.
+#pragma once
+
+#include <cstring>
+
+#include "base.h"
+#include "covariance.h"
+#include "ops.h"
+
+namespace sharpkern::SHARPKERN_ISA {
+
+template <class... T>
+struct List {};
+
+template <class R>
+using Covariances = List<Identity<R>, Adaptive<R>, Batch<R, Inverse>, Batch<R, Additive>, Average<R, Inverse>,
+                         Average<R, Additive>>;
+template <class R>
+using Bases = List<Sgd<R>, Momentum<R, false>, Momentum<R, true>, Adam<R, false>, Adam<R, true>>;
+template <class R>
+using Preconditioners = List<Plain<R>, Natural<R, Inverse>, Natural<R, Additive>>;
+
+// Calls visit with the type in the list whose kName is name; false if there is none.
+template <class Visit, class... T>
+SHARPKERN_INLINE bool select(List<T...>, const char* name, Visit visit) {
+  return ((std::strcmp(T::kName, name) == 0 ? (visit(static_cast<T*>(nullptr)), true) : false) || ...);
+}
+
+}  // namespace sharpkern::SHARPKERN_ISA

@@ -1,0 +1,79 @@
+// The tensors that one launch covers, as addresses and sizes. Knows nothing of torch, and of no formula.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace sharpkern {
+
+enum class DType { f32, bf16, f16, f64 };
+
+inline std::size_t bytes(DType dtype) {
+  return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2;
+}
+
+inline DType parse_dtype(const std::string& name) {
+  if (name == "float32") return DType::f32;
+  if (name == "bfloat16") return DType::bf16;
+  if (name == "float16") return DType::f16;
+  if (name == "float64") return DType::f64;
+  throw std::invalid_argument("no kernel for dtype " + name + ": wanted float32, bfloat16, float16 or float64");
+}
+
+// weight       w, in weight_dtype
+// gradient     g, in gradient_dtype; address 0 where there is none
+// saved        w0, in weight_dtype: the copy that ascend makes
+// source       where descend reads w0 and restore copies it from: saved, or weight where nothing was perturbed
+// fisher, m, v state, in float32 (float64 for float64 weights); address 0 where a formula keeps none
+enum Row { kWeight, kGradient, kSaved, kSource, kFisher, kM, kV, kRows };
+
+inline Row parse_row(const std::string& name) {
+  static const std::array<const char*, kRows> names = {"weight", "gradient", "saved", "source", "fisher", "m", "v"};
+  for (int row = 0; row < kRows; ++row)
+    if (name == names[row]) return Row(row);
+  throw std::invalid_argument("no row '" + name + "' in a table");
+}
+
+struct Table {
+  // A reduction sums one chunk in the arithmetic type and the chunks in float64, in order, on every backend.
+  static constexpr std::size_t kChunk = 2048;
+  // What starting a tensor costs, in elements; keeps threads balanced over many small tensors.
+  static constexpr std::size_t kStart = 128;
+
+  std::vector<std::size_t> numel, cost, first_chunk;  // prefix sums have one entry more than there are tensors
+  DType weight, gradient;
+  std::array<std::vector<std::uintptr_t>, kRows> rows;
+  std::uintptr_t steps = 0;  // float32, one a tensor: the updates done
+  std::vector<double> partial;
+
+  Table(std::vector<std::size_t> sizes, const std::string& weight_dtype, const std::string& gradient_dtype)
+      : numel(std::move(sizes)), weight(parse_dtype(weight_dtype)), gradient(parse_dtype(gradient_dtype)) {
+    if ((weight == DType::f64) != (gradient == DType::f64))
+      throw std::invalid_argument("float64 weights want float64 gradients, and only they");
+    cost.push_back(0);
+    first_chunk.push_back(0);
+    for (std::size_t n : numel) {
+      cost.push_back(cost.back() + n + kStart);
+      first_chunk.push_back(first_chunk.back() + (n + kChunk - 1) / kChunk);
+    }
+    partial.resize(first_chunk.back());
+    for (auto& row : rows) row.resize(numel.size());
+  }
+
+  std::size_t size() const { return numel.size(); }
+
+  void set(const std::string& name, std::vector<std::uintptr_t> addresses) {
+    if (addresses.size() != size())
+      throw std::invalid_argument(std::to_string(addresses.size()) + " addresses for " + std::to_string(size()) +
+                                  " tensors");
+    rows[parse_row(name)] = std::move(addresses);
+  }
+
+  char* at(Row row, std::size_t tensor) const { return reinterpret_cast<char*>(rows[row][tensor]); }
+};
+
+}  // namespace sharpkern

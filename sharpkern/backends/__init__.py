@@ -1,0 +1,1 @@
+"""One folder a backend: a module with the ops of `sharpkern.ops.Ops`."""

@@ -1,0 +1,142 @@
+"""The base update of one group: its definition, and what the kernels take.
+
+`update(group, base_optimizer)` gives the fused update that equals what torch's class does with the options of the
+group, or None where there is none: then the torch optimizer itself is called after the restore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Update(Protocol):
+    """What the ops know of a base update."""
+
+    @property
+    def kernel(self) -> str:
+        """Name of the formula in the backends' kernels."""
+
+    @property
+    def options(self) -> tuple[float, ...]:
+        """What the kernel's formula takes."""
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """torch's names of the state tensors m, v."""
+
+    def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
+        """The new weight; m and v are updated in place. `step` counts the updates done before, a 0-d tensor."""
+
+
+def _sign(maximize: bool) -> float:
+    return -1.0 if maximize else 1.0
+
+
+@dataclass(frozen=True)
+class SGD:
+    """d = g + weight_decay w0;  m ← momentum m + (1 - dampening) d, at first m = d;  w = w0 - lr m.
+
+    With nesterov w = w0 - lr (d + momentum m); without momentum w = w0 - lr d. As `torch.optim.SGD`.
+    """
+
+    lr: float
+    momentum: float = 0.0
+    dampening: float = 0.0
+    weight_decay: float = 0.0
+    nesterov: bool = False
+    maximize: bool = False
+
+    @property
+    def kernel(self) -> str:
+        if self.momentum == 0:
+            return "sgd"
+        return "nesterov" if self.nesterov else "momentum"
+
+    @property
+    def options(self) -> tuple[float, ...]:
+        return (self.lr, self.momentum, self.dampening, self.weight_decay, _sign(self.maximize))
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        return ("momentum_buffer",) if self.momentum else ()
+
+    def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
+        d = _sign(self.maximize) * g + self.weight_decay * w0
+        if m is None:
+            return w0 - self.lr * d
+        m.mul_(self.momentum).add_(d * torch.where(step == 0, 1.0, 1.0 - self.dampening))
+        return w0 - self.lr * (d + self.momentum * m if self.nesterov else m)
+
+
+@dataclass(frozen=True)
+class Adam:
+    """m ← m + (1 - β1)(g - m);  v ← β2 v + (1 - β2) g²;  w = w0 - lr m̂ / (sqrt(v̂) + eps).
+
+    m̂ = m/(1 - β1^t) and v̂ = v/(1 - β2^t). Weight decay adds weight_decay w0 to g; decoupled it first takes w0 to
+    (1 - lr weight_decay) w0. As `torch.optim.Adam` and `AdamW`.
+    """
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    decoupled: bool
+    maximize: bool
+
+    states: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+
+    @property
+    def kernel(self) -> str:
+        return "adamw" if self.decoupled else "adam"
+
+    @property
+    def options(self) -> tuple[float, ...]:
+        return (self.lr, *self.betas, self.eps, self.weight_decay, _sign(self.maximize))
+
+    def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
+        assert m is not None
+        assert v is not None
+        beta1, beta2 = self.betas
+        t = step.double() + 1
+        g = _sign(self.maximize) * g
+        if self.decoupled:
+            w0 = w0 * (1 - self.lr * self.weight_decay)
+        else:
+            g = g + self.weight_decay * w0
+        m.lerp_(g, 1 - beta1)
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        step_size = self.lr / (1 - beta1**t)
+        inverse_root = (1 - beta2**t).rsqrt()
+        return w0 - step_size.to(m.dtype) * (m / (v.sqrt() * inverse_root.to(m.dtype) + self.eps))
+
+
+def update(group: Mapping[str, Any], base_optimizer: type[torch.optim.Optimizer]) -> Update | None:
+    """The fused update that does what `base_optimizer` does with the options of `group`, or None."""
+    if group.get("differentiable"):
+        return None
+    if base_optimizer is torch.optim.SGD:
+        return SGD(
+            float(group["lr"]),
+            group["momentum"],
+            group["dampening"],
+            group["weight_decay"],
+            group["nesterov"],
+            group["maximize"],
+        )
+    if base_optimizer in (torch.optim.Adam, torch.optim.AdamW) and not group["amsgrad"]:
+        beta1, beta2 = group["betas"]
+        decoupled = group.get("decoupled_weight_decay", base_optimizer is torch.optim.AdamW)
+        return Adam(
+            float(group["lr"]),
+            (float(beta1), float(beta2)),
+            group["eps"],
+            group["weight_decay"],
+            decoupled,
+            group["maximize"],
+        )
+    return None

@@ -1,0 +1,122 @@
+"""What a constructor and a group are checked for, with errors that say what came, what was wanted and what to do."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_ONE_OF = {
+    "damping": ("inverse", "additive"),
+    "fisher": ("batch", "average", "callable"),
+    "adaptive": (True, False),
+    "scaled": (True, False),
+    "natural_gradient": (True, False),
+}
+
+
+def base_defaults(
+    base_optimizer: type[torch.optim.Optimizer], options: Mapping[str, Any], own: Sequence[str]
+) -> dict[str, Any]:
+    """The defaults of the torch optimizer with the options given, which torch itself has checked.
+
+    Args:
+        base_optimizer: A class of torch.optim, or one like it.
+        options: Its options.
+        own: Options that sharpkern's class takes itself, for the message.
+
+    Raises:
+        TypeError: The class is no optimizer class, or does not take one of the options.
+    """
+    if not (isinstance(base_optimizer, type) and issubclass(base_optimizer, torch.optim.Optimizer)):
+        raise TypeError(
+            f"base_optimizer={base_optimizer!r}: wanted a class such as torch.optim.SGD, not an instance; "
+            "its options go to the constructor of the sharpness-aware optimizer"
+        )
+    parameters = inspect.signature(base_optimizer).parameters
+    accepted = [name for name in parameters if name != "params"]
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in options:
+            if name not in accepted:
+                raise TypeError(
+                    f"unknown option {name!r}: {base_optimizer.__name__} takes {', '.join(accepted)}; "
+                    f"beside them this class takes {', '.join(own)}"
+                )
+    check_number("lr", options.get("lr", 0.0))
+    return dict(base_optimizer([torch.zeros(1, requires_grad=True)], **options).defaults)
+
+
+def check_number(name: str, value: Any, positive: bool = False) -> None:
+    """Checks that an option is a finite number and not negative.
+
+    Args:
+        name: The option.
+        value: A number or a tensor of one element.
+        positive: Whether 0 is excluded.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if isinstance(value, (int, float)):
+        number = float(value)
+    elif isinstance(value, Tensor) and value.numel() == 1:
+        if value.device.type != "cpu":
+            return  # reading it would wait for the device
+        number = float(value)
+    else:
+        raise ValueError(f"{name}={value!r}: wanted a number")
+    if not math.isfinite(number) or number < 0 or (positive and number == 0):
+        raise ValueError(f"{name}={number}: wanted a finite number {'> 0' if positive else '>= 0'}")
+
+
+def check_options(group: Mapping[str, Any]) -> None:
+    """Checks the options of a group that are sharpkern's, and lr.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    additive = group.get("damping") == "additive"
+    for name in ("rho", "eta", "lr"):
+        if name in group:
+            check_number(name, group[name], positive=name == "eta" and additive)
+    if "beta" in group:
+        check_number("beta", group["beta"])
+        if group["beta"] > 1:
+            raise ValueError(f"beta={group['beta']}: wanted a weight of the new gradient from 0 to 1")
+    for name, accepted in _ONE_OF.items():
+        if name in group and group[name] not in accepted:
+            names = [x for x in accepted if x != "callable"]
+            extra = " or a callable" if name == "fisher" else ""
+            raise ValueError(f"{name}={group[name]!r}: wanted one of {', '.join(map(repr, names))}{extra}")
+
+
+def check_parameters(params: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Checks that dtypes are supported and that all parameters are on one device.
+
+    Args:
+        params: The parameters of a new group.
+        others: Those of the groups there are.
+
+    Raises:
+        ValueError: They cannot be taken.
+    """
+    for p in params:
+        if p.dtype not in DTYPES:
+            names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+            raise ValueError(
+                f"a parameter of shape {tuple(p.shape)} has dtype {p.dtype}: wanted {names}. "
+                "Give it an optimizer of its own"
+            )
+    devices = sorted({str(p.device) for p in (*others, *params)})
+    if len(devices) > 1:
+        raise ValueError(
+            f"parameters are on {', '.join(devices)}: the norm runs over all of them, so all have to be on one device. "
+            "Move the model with model.to(device) before making the optimizer"
+        )
+    if devices == ["meta"]:
+        raise ValueError("parameters are on the meta device and hold no data: materialise the model first")

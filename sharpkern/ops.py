@@ -1,0 +1,108 @@
+"""The seam: the ops that every backend has, and how a backend is found.
+
+A backend is a module. Between the two places where a sharpness-aware step must stop, the global norm and the second
+backward pass, all work is elementwise; the ops are cut there, and each covers all tensors of its list in one launch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from sharpkern.base import Update
+from sharpkern.covariance import Covariance
+from sharpkern.tensors import Tensors
+
+NAMES = ("native", "reference")  # in the order in which "auto" tries them
+
+
+class Ops(Protocol):
+    """What a backend module has. `total` is Σ s g² of the first pass, float64, one element, on the device."""
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Why the backend cannot run on the device, or None."""
+
+    def sq_norm(self, t: Tensors, covariance: Covariance, total: Tensor) -> None:
+        """total ← total + Σ s g², summed in the state dtype a chunk and in float64 across chunks."""
+
+    def ascend_(self, t: Tensors, covariance: Covariance, rho: float, total: Tensor, track: bool) -> None:
+        """w0 ← w, w ← w + rho s g / sqrt(total), and with `track` the stored Fisher diagonal moves on.
+
+        Nothing at all where total is not finite; w stays bit for bit where rho / sqrt(total) is 0 or total is 0.
+        """
+
+    def descend_(
+        self, t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None
+    ) -> None:
+        """w ← update(w0, g) with state in place; g is multiplied by s of `natural` first, where it is given.
+
+        Without a gradient w ← w0. Nothing at all where total is not finite; only w ← w0 where `second` is not.
+        """
+
+    def restore_(self, t: Tensors, total: Tensor) -> None:
+        """w ← w0, bit for bit; nothing where total is not finite."""
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """One backend on one kind of device.
+
+    Attributes:
+        name: "native" or "reference".
+        device: "cpu", "cuda", ...
+        usable: Whether it runs there.
+        why_not: The reason if it does not, else None.
+    """
+
+    name: str
+    device: str
+    usable: bool
+    why_not: str | None
+
+
+def load(name: str) -> Ops:
+    """The backend of that name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in NAMES:
+        raise ValueError(f"backend={name!r}: wanted one of {', '.join(('auto', *NAMES))}")
+    return cast(Ops, importlib.import_module(f"sharpkern.backends.{name}"))
+
+
+def choose(name: str, device: torch.device) -> tuple[str, str | None]:
+    """The name of the backend to use on a device, and why "auto" did not take one before it.
+
+    Raises:
+        ValueError: There is no such backend.
+        RuntimeError: The backend asked for does not run there.
+    """
+    if name != "auto":
+        reason = load(name).why_not(device)
+        if reason:
+            raise RuntimeError(f"backend={name!r} cannot be used on {device}: {reason}. backend='auto' picks one that can")
+        return name, None
+    reasons: list[str] = []
+    for candidate in NAMES:
+        reason = load(candidate).why_not(device)
+        if reason is None:
+            return candidate, "; ".join(reasons) or None
+        reasons.append(f"{candidate}: {reason}")
+    raise RuntimeError(f"no backend runs on {device}: {'; '.join(reasons)}")
+
+
+def backends() -> list[BackendStatus]:
+    """Every backend on every device at hand, and why not where it cannot be used.
+
+    Example:
+        >>> [b.name for b in backends() if b.usable and b.device == "cpu"][-1]
+        'reference'
+    """
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    rows = [(name, device, load(name).why_not(torch.device(device))) for name in NAMES for device in devices]
+    return [BackendStatus(name, device, reason is None, reason) for name, device, reason in rows]

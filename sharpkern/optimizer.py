@@ -1,0 +1,426 @@
+"""The algorithm, once: groups, state, the two halves of a step. A method is a row of `sharpkern.variants`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim.optimizer import ParamsT
+
+from sharpkern import ops
+from sharpkern.base import Update, update
+from sharpkern.checkpoint import check_state, restore_state
+from sharpkern.construct import base_defaults, check_options, check_parameters
+from sharpkern.covariance import Covariance, Identity, sam
+from sharpkern.model import Snapshot
+from sharpkern.perturbation import Launch, Perturbation, WorstCase
+from sharpkern.plan import Plan, read_gradients
+from sharpkern.record import Record
+from sharpkern.tensors import Stale
+
+
+class SharpnessAware(torch.optim.Optimizer):
+    """A sharpness-aware optimizer: covariance × perturbation × base update.
+
+    One step: ε from the gradient g at w, g2 = ∇L(w + ε), w restored bit for bit into the same storage, then the base
+    update with g2. Subclasses choose the parts; see `SAM` for the arguments that all of them share.
+    """
+
+    perturbation: ClassVar[Perturbation] = WorstCase()
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[torch.optim.Optimizer],
+        options: dict[str, Any],
+        base_options: dict[str, Any],
+        *,
+        backend: str,
+        model: nn.Module | None,
+        skip_nonfinite: bool,
+    ) -> None:
+        self.base_optimizer: torch.optim.Optimizer | None = None
+        self._base_class = base_optimizer
+        self._own = ("scaled", *options)
+        self._wanted_backend = backend
+        self._model = model
+        self._skip_nonfinite = skip_nonfinite
+        self._clear()
+        ops.load("reference" if backend == "auto" else backend)
+        defaults = base_defaults(base_optimizer, base_options, (*options, "backend", "model", "skip_nonfinite"))
+        super().__init__(params, {**defaults, "scaled": True, **options})
+        self.base_optimizer = base_optimizer(self.param_groups, **base_options)
+        self._share()
+        self.backend, self.why_not = ops.choose(backend, self.param_groups[0]["params"][0].device)
+
+    @staticmethod
+    def covariance_of(group: dict[str, Any]) -> Covariance:
+        """The covariance of a group, from its options."""
+        return sam(group)
+
+    def _clear(self) -> None:
+        """Sets all that is derived from groups and state, or lives only from one half of a step to the next."""
+        self._plan: Plan | None = None
+        self._launches: list[Launch] = []
+        self._perturbed: str | None = None
+        self._statistics: Snapshot | None = None
+        self._record = Record()
+
+    def _share(self) -> None:
+        """Groups and state are one with those of the torch optimizer below."""
+        assert self.base_optimizer is not None
+        for param, state in self.base_optimizer.state.items():
+            self.state[param].update(state)
+        self.base_optimizer.param_groups = self.param_groups
+        self.base_optimizer.state = self.state
+
+    # Groups and lists of tensors -------------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds a group, with its own options, as in torch.
+
+        Args:
+            param_group: `params` and options.
+
+        Raises:
+            ValueError: An option is out of range, a parameter stands in two groups, or its dtype or device does not fit.
+        """
+        for name, value in self.defaults.items():
+            param_group.setdefault(name, value)
+        super().add_param_group(param_group)
+        group = self.param_groups.pop()
+        check_options(group)
+        check_parameters(group["params"], [p for other in self.param_groups for p in other["params"]])
+        if self.base_optimizer is None:
+            self.param_groups.append(group)
+        else:
+            self.base_optimizer.add_param_group(group)  # the same list of groups
+        self._plan = None
+
+    # The two halves of a step ----------------------------------------------------------------------------------------
+
+    def _wants(self, perturbed: bool, what: str) -> None:
+        """Raises RuntimeError unless the weights stand perturbed, or do not, as `what` wants it."""
+        if perturbed and self._perturbed is None:
+            before = "first_step()" if what == "second_step()" else "perturb() or first_step()"
+            raise RuntimeError(f"{what} wants perturbed weights and these are not: call {before} before it")
+        if not perturbed and self._perturbed is not None:
+            after = "second_step() or restore()" if self._perturbed == "first_step()" else "restore()"
+            raise RuntimeError(
+                f"{what} wants the weights themselves and they stand perturbed since {self._perturbed}: call {after} first"
+            )
+
+    def _covariance(self, group: dict[str, Any]) -> Covariance:
+        return self.covariance_of(group) if group["scaled"] else Identity()
+
+    def _given_fisher(self) -> Sequence[Tensor] | None:
+        """The Fisher diagonal that the user gives, one tensor a parameter; None where there is none."""
+        return None
+
+    @torch.no_grad()
+    def _perturb(self, what: str, track: bool) -> None:
+        self._wants(False, what)
+        plan = self._plan = read_gradients(self._plan, self.param_groups, self.state, self._wanted_backend)
+        self.backend, self.why_not = plan.backend, plan.why_not
+        launches = []
+        for t in plan.tensors:
+            group = self.param_groups[t.group]
+            check_options(group)
+            covariance = self._covariance(group)
+            plan.attach_fisher(t, covariance.stored)
+            t.allocate_saved()
+            t.set_source()
+            t.gather()
+            launches.append(Launch(t, covariance, float(group["rho"])))
+        self._set_fisher()
+        self.perturbation.perturb_(plan.ops, launches, plan.total, track)
+        self._moved(launches)
+        self._record.first(launches, track)
+        for t in plan.tensors:
+            t.release()
+        self._launches, self._perturbed = launches, what
+        if self._model is not None:
+            self._statistics = Snapshot(self._model)
+
+    def _set_fisher(self) -> None:
+        given = self._given_fisher()
+        if given is None:
+            return
+        params = [p for group in self.param_groups for p in group["params"]]
+        given = list(given)
+        if [x.shape for x in given] != [p.shape for p in params]:
+            raise ValueError(
+                f"the callable fisher returned {len(given)} tensors whose shapes are not those of the {len(params)} "
+                "parameters: it has to return one tensor a parameter, in parameter order"
+            )
+        for p, f in zip(params, given, strict=True):
+            stored = self.state[p].get("fisher")
+            if stored is not None:
+                stored.copy_(f)
+
+    @staticmethod
+    def _moved(launches: Sequence[Launch]) -> None:
+        """After an op has written weights: views with gaps follow, and autograd learns of it."""
+        for launch in launches:
+            launch.tensors.scatter()
+            increment_version(launch.tensors.params)
+
+    def _read_second(self, plan: Plan) -> None:
+        """Takes up the gradients at w + ε.
+
+        Raises:
+            RuntimeError: A gradient is sparse (w is restored then), or the weights were moved to other storage.
+        """
+        try:
+            plan.read_gradients()
+        except Stale:
+            self._perturbed = self._plan = None
+            raise RuntimeError(
+                "the parameters were moved to other storage, or the dtype of a gradient changed, while the weights stood "
+                "perturbed, and w is lost. Call second_step() or restore() before model.to() and the like"
+            ) from None
+        except RuntimeError:
+            self.restore()
+            raise
+
+    @torch.no_grad()
+    def _descend(self, plan: Plan) -> None:
+        updates = [update(self.param_groups[x.tensors.group], self._base_class) for x in self._launches]
+        second = self._second_total(plan) if self._skip_nonfinite else None
+        if any(u is None for u in updates):
+            self._descend_wrapped(plan, second)
+        else:
+            for launch, u in zip(self._launches, cast(list[Update], updates), strict=True):
+                plan.attach_base(launch.tensors, u)
+                plan.ops.descend_(launch.tensors, u, self._natural(launch), plan.total, second)
+        self._moved(self._launches)
+
+    def _natural(self, launch: Launch) -> Covariance | None:
+        """The covariance by which g2 is multiplied, or None."""
+        group = self.param_groups[launch.tensors.group]
+        return launch.covariance if group.get("natural_gradient") and group["scaled"] else None
+
+    def _second_total(self, plan: Plan) -> Tensor:
+        """Σ g2²: not finite where g2 is not."""
+        second = torch.zeros_like(plan.total)
+        for launch in self._launches:
+            plan.ops.sq_norm(launch.tensors, Identity(), second)
+        return second
+
+    def _descend_wrapped(self, plan: Plan, second: Tensor | None) -> None:
+        """Restores, then calls the torch optimizer, which reads `.grad` itself."""
+        assert self.base_optimizer is not None
+        for launch in self._launches:
+            plan.ops.restore_(launch.tensors, plan.total)
+            launch.tensors.scatter()
+        if not bool(plan.total.isfinite()) or not (second is None or bool(second.isfinite())):
+            return
+        for launch in self._launches:
+            natural = self._natural(launch)
+            for p, f in zip(launch.tensors.params, launch.tensors.fisher, strict=True):
+                if natural is not None and p.grad is not None:
+                    p.grad.mul_(natural.s(p, f))
+        # torch's optimizers make their state where they find none at all
+        fisher = {p: state.pop("fisher") for p, state in self.state.items() if "fisher" in state}
+        try:
+            self.base_optimizer.step()
+        finally:
+            for p, f in fisher.items():
+                self.state[p]["fisher"] = f
+        for launch in self._launches:
+            launch.tensors.gather()
+        plan.counted()
+
+    # What users call -------------------------------------------------------------------------------------------------
+
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Goes from w to w + ε. The gradients at w have to be there.
+
+        Args:
+            zero_grad: Whether to call `zero_grad()` afterwards, so that the second backward pass starts at zero.
+
+        Raises:
+            RuntimeError: The weights stand perturbed already, or a gradient is sparse.
+        """
+        self._perturb("first_step()", True)
+        if zero_grad:
+            self.zero_grad()
+
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Goes back to w and updates it. The gradients at w + ε have to be there.
+
+        Args:
+            zero_grad: Whether to call `zero_grad()` afterwards.
+
+        Raises:
+            RuntimeError: `first_step` was not called before, or a gradient is sparse (w is restored then).
+        """
+        self._wants(True, "second_step()")
+        if self._perturbed != "first_step()":
+            raise RuntimeError(f"second_step() wants first_step() before it, not {self._perturbed}: call restore() first")
+        plan = cast(Plan, self._plan)
+        self._read_second(plan)
+        self._descend(plan)
+        self._record.second(self._launches)
+        for launch in self._launches:
+            launch.tensors.release()
+        self._end()
+        self._opt_called = True  # what torch's schedulers look at; they see step() only
+        if zero_grad:
+            self.zero_grad()
+
+    def _end(self) -> None:
+        self._perturbed = None
+        if self._statistics is not None:
+            self._statistics.put_back()
+            self._statistics = None
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # it wants a closure
+        """One whole step: both passes and the update.
+
+        Args:
+            closure: Zeroes the gradients, computes the loss, calls backward and returns the loss. Called twice.
+
+        Returns:
+            What the closure returned at w.
+
+        Raises:
+            RuntimeError: There is no closure, or the weights stand perturbed.
+        """
+        self._wants(False, "step()")
+        if closure is None:
+            raise RuntimeError(
+                "step() wants a closure that zeroes the gradients, computes the loss, calls backward and returns the loss, "
+                "since a step takes two passes. Without one call first_step() and second_step()"
+            )
+        with torch.enable_grad():
+            loss = closure()
+        self.first_step()
+        try:
+            with torch.enable_grad():
+                perturbed_loss = closure()
+        except BaseException:
+            self.restore()
+            raise
+        self.second_step()
+        self._record.losses(loss, perturbed_loss)
+        return loss
+
+    def perturb(self) -> None:
+        """Goes from w to w + ε for analysis; state does not move on.
+
+        Raises:
+            RuntimeError: The weights stand perturbed already, or a gradient is sparse.
+        """
+        self._perturb("perturb()", False)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Goes back to w, bit for bit, without an update.
+
+        Raises:
+            RuntimeError: The weights do not stand perturbed.
+        """
+        self._wants(True, "restore()")
+        plan = cast(Plan, self._plan)
+        for launch in self._launches:
+            plan.ops.restore_(launch.tensors, plan.total)
+        self._moved(self._launches)
+        self._end()
+
+    @contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """`perturb()` before the block and `restore()` after it, exceptions included."""
+        self.perturb()
+        try:
+            yield
+        finally:
+            self.restore()
+
+    def covariance(self) -> tuple[Tensor, ...]:
+        """The covariance s of every parameter as it stands, in parameter order.
+
+        With f = g² the gradients of the last first pass are wanted. They are there until they are zeroed, and stay
+        afterwards where they are small (64 MiB) or once this method or `diagnostics` was called.
+
+        Returns:
+            One tensor a parameter, in the shape of the parameter and float32 (float64 for float64 weights).
+
+        Raises:
+            RuntimeError: The gradients of the last first pass are gone, or there was no first pass yet.
+        """
+        values: dict[Tensor, Tensor] = {}
+        for i, launch in enumerate(self._launches):
+            values.update(self._record.covariance(i, launch, self._perturbed is not None))
+        if not values:
+            raise RuntimeError("covariance() wants a first pass before it: call first_step(), step(closure) or perturb()")
+        return tuple(values[p] for group in self.param_groups for p in group["params"])
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """What the last step did. Computed when asked for.
+
+        Where the gradients of both passes are larger than 64 MiB they are kept only from the first call on: that
+        call then gives NaN for the figures that need them.
+
+        Returns:
+            0-d float64 tensors on the device: `grad_norm` ‖g‖, `perturbation_norm` ‖ε‖, `loss_gap` L(w + ε) - L(w)
+            (NaN unless `step(closure)` made the step), `gradient_cosine` cos(g, g2).
+
+        Raises:
+            RuntimeError: There was no whole step yet.
+        """
+        return self._record.diagnostics(self._launches, None if self._plan is None else self._plan.total)
+
+    # Checkpoints -----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to equal an uninterrupted one bit for bit, in torch's format.
+
+        Returns:
+            `state` (also the base update's) and `param_groups`.
+
+        Raises:
+            RuntimeError: The weights stand perturbed: a checkpoint of the model would hold w + ε.
+        """
+        self._wants(False, "state_dict()")
+        return super().state_dict()
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Loads a checkpoint of this optimizer, or of the plain base optimizer.
+
+        Args:
+            state_dict: As `state_dict()` gave it; tensors are copied.
+
+        Raises:
+            RuntimeError: The weights stand perturbed.
+            ValueError: Groups, parameters or shapes are others than here; nothing is changed then.
+        """
+        self._wants(False, "load_state_dict()")
+        check_state(state_dict, self.param_groups)
+        own = [{name: group[name] for name in self._own} for group in self.param_groups]
+        groups = [{**kept, **saved} for kept, saved in zip(own, state_dict["param_groups"], strict=True)]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+        fused = all(update(group, self._base_class) is not None for group in self.param_groups)
+        restore_state(self.state, state_dict["param_groups"], self.param_groups, state_dict["state"], fused)
+        self._clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What pickle and deepcopy take: not the caches."""
+        names = ("_base_class", "_own", "_wanted_backend", "_model", "_skip_nonfinite", "backend", "why_not")
+        kept = {name: getattr(self, name) for name in (*names, "base_optimizer")}
+        return {**super().__getstate__(), **kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "_perturbed" not in self.__dict__:
+            self._clear()
+        self._plan = None
+        if self.base_optimizer is not None:
+            self.base_optimizer.param_groups = self.param_groups
+            self.base_optimizer.state = self.state
+

@@ -1,0 +1,140 @@
+"""What a step leaves behind for `covariance()` and `diagnostics()`, at no cost to a step that nobody asks about."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sharpkern.perturbation import Launch
+
+# Gradients of this many bytes are kept after the step without being asked for.
+KEPT_BYTES = 64 << 20
+
+_version = attrgetter("_version")
+
+
+class Gradients:
+    """The gradients of one pass, if they are still what they were then.
+
+    Args:
+        lists: One list a launch; None where a parameter has no gradient.
+        owned: Whether they are held (small), or only looked at as long as somebody else holds them.
+        copied: Whether to copy them, so that they outlive an overwriting.
+    """
+
+    def __init__(self, lists: Sequence[list[Tensor | None]], owned: bool, copied: bool) -> None:
+        self._shape = [[g is None for g in row] for row in lists] if copied or not owned else None
+        if copied:
+            lists = [[None if g is None else g.clone() for g in row] for row in lists]
+        self._versions = [self._sum(row) for row in lists]
+        self._lists: Sequence[list[Any]] = lists
+        self._owned = owned or copied
+        if not self._owned:
+            self._lists = [[None if g is None else weakref.ref(g) for g in row] for row in lists]
+
+    @staticmethod
+    def _sum(row: Sequence[Tensor | None]) -> int:
+        try:
+            return sum(map(_version, row))
+        except AttributeError:  # a None among them
+            return sum(g._version for g in row if g is not None)
+
+    def lists(self) -> Sequence[list[Tensor | None]] | None:
+        """The gradients, or None where they were freed or overwritten."""
+        lists: Sequence[list[Tensor | None]] = self._lists
+        if not self._owned:
+            lists = [[None if r is None else r() for r in row] for row in self._lists]
+            if [[g is None for g in row] for row in lists] != self._shape:
+                return None
+        return lists if [self._sum(row) for row in lists] == self._versions else None
+
+
+class Record:
+    """The gradients and losses of the last step, as far as they are there."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._first: Gradients | None = None
+        self._second: Gradients | None = None
+        self._tracked = False
+        self._total: Tensor | None = None
+        self._losses: tuple[Any, ...] = (None, None)
+
+    def first(self, launches: Sequence[Launch], tracked: bool) -> None:
+        """Takes up the gradients of the first pass, and lets go of those of the step before."""
+        owned = sum(x.tensors.gradient_bytes for x in launches) <= KEPT_BYTES
+        self._first = Gradients([x.tensors.gradients for x in launches], owned, self._asked)
+        self._second, self._tracked, self._losses = None, tracked, (None, None)
+
+    def second(self, launches: Sequence[Launch]) -> None:
+        """Takes up the gradients of the second pass."""
+        owned = sum(x.tensors.gradient_bytes for x in launches) <= KEPT_BYTES
+        self._second = Gradients([x.tensors.gradients for x in launches], owned, self._asked)
+
+    def losses(self, loss: Any, perturbed: Any) -> None:
+        """Takes up what the closure returned in both passes."""
+        self._losses = tuple(x.detach() if isinstance(x, Tensor) else x for x in (loss, perturbed))
+
+    def _fisher(self, launch: Launch, i: int, g: Tensor | None) -> Tensor | None:
+        """The Fisher diagonal that the last first pass used for one parameter."""
+        stored = launch.tensors.fisher[i]
+        if g is None or (stored is not None and self._tracked):
+            return stored
+        return launch.covariance.fisher(g.to(launch.tensors.state_dtype), stored)
+
+    @torch.no_grad()
+    def covariance(self, index: int, launch: Launch, perturbed: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every parameter of a launch with its s; see `SharpnessAware.covariance`."""
+        self._asked = True
+        t = launch.tensors
+        batch = launch.covariance.batch
+        lists = self._first.lists() if self._first is not None else None
+        if lists is None and batch:
+            raise RuntimeError(
+                "covariance() with f = g² wants the gradients of the last first pass, and they were freed or overwritten. "
+                "From the next first pass on they are kept: call covariance() again after it"
+            )
+        gradients = lists[index] if lists is not None else [None] * len(t.params)
+        for i, p in enumerate(t.params):
+            w = t.saved[i] if perturbed and gradients[i] is not None else t.weights[i]
+            f = self._fisher(launch, i, gradients[i])
+            if batch and f is None:  # no gradient, no information: f = 0
+                f = torch.zeros_like(w, dtype=t.state_dtype)
+            yield p, launch.covariance.s(w.to(t.state_dtype), f)
+
+    @torch.no_grad()
+    def diagnostics(self, launches: Sequence[Launch], total: Tensor | None) -> dict[str, Tensor]:
+        """See `SharpnessAware.diagnostics`."""
+        self._asked = True
+        if self._first is None or self._second is None or total is None:
+            raise RuntimeError("diagnostics() wants a whole step before it: call step(closure), or first_step() and second_step()")
+        nan = torch.full_like(total, float("nan"))
+        figures = dict.fromkeys(("grad_norm", "perturbation_norm", "loss_gap", "gradient_cosine"), nan)
+        loss, perturbed = (torch.as_tensor(nan if x is None else x).detach().to(total) for x in self._losses)
+        figures["loss_gap"] = perturbed - loss
+        first, second = self._first.lists(), self._second.lists()
+        if first is None:
+            return figures
+        squares = torch.zeros((4,), dtype=torch.float64, device=total.device)  # g², ε², g2², g g2
+        for row, launch in enumerate(launches):
+            scale = torch.where(total > 0, launch.rho / total.sqrt(), 0.0)
+            for i, g in enumerate(first[row]):
+                if g is not None:
+                    w0 = launch.tensors.saved[i].to(launch.tensors.state_dtype)
+                    sg = launch.covariance.s(w0, self._fisher(launch, i, g)) * g
+                    squares[0] += g.double().square().sum()
+                    squares[1] += (scale * sg.double()).square().sum()
+                g2 = second[row][i] if second is not None else None
+                if g2 is not None:
+                    squares[2] += g2.double().square().sum()
+                    if g is not None:
+                        squares[3] += (g.double() * g2.double()).sum()
+        figures["grad_norm"], figures["perturbation_norm"] = squares[0].sqrt(), squares[1].sqrt()
+        if second is not None:
+            figures["gradient_cosine"] = squares[3] / (squares[0].sqrt() * squares[2].sqrt())
+        return figures

@@ -1,0 +1,163 @@
+"""The tensors that one launch covers, with their cached addresses.
+
+Between two steps weights, copies and state stay where they are, so their addresses are read once. Gradients are new
+after every backward pass; reading them is the largest term of a small model's step, so it is a few calls over lists.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_gradient = attrgetter("grad")
+_dtype = attrgetter("dtype")
+_address = Tensor.data_ptr
+_contiguous = Tensor.is_contiguous
+
+
+class Stale(Exception):
+    """The parameters no longer are what the lists were made for: make them anew."""
+
+
+def state_dtype(weight: Tensor) -> torch.dtype:
+    """float64 for float64 weights, else float32: the arithmetic of every op, and of the state it keeps."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def gradient_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype in which the kernels read the gradient of `weight`."""
+    grad = weight.grad
+    if grad is None or torch.float64 in (weight.dtype, grad.dtype):
+        return weight.dtype
+    return grad.dtype
+
+
+def _layout(x: Tensor) -> tuple[int, ...]:
+    """The strides that matter: those of dimensions longer than 1."""
+    return tuple(stride for stride, n in zip(x.stride(), x.shape, strict=True) if n != 1)
+
+
+class Tensors:
+    """Parameters of one group, one device, one dtype and one gradient dtype.
+
+    Lists run over the parameters. `weights` are the parameters themselves; a dense stand-in where a parameter is a
+    view with gaps. `gradients` have the layout of the weights, and None where there is none. `saved` is the copy w0.
+    `fisher`, `m`, `v` hold state, or None. `source` is where w0 is read in the second pass.
+
+    Args:
+        params: The parameters, in the order of the group.
+        group: Index of their group in `param_groups`.
+    """
+
+    def __init__(self, params: list[Tensor], group: int) -> None:
+        self.params = params
+        self.group = group
+        self.dtype = params[0].dtype
+        self.gradient_dtype = gradient_dtype(params[0])
+        self.state_dtype = state_dtype(params[0])
+        self.weights = [p.detach() if _layout(p) == _layout(torch.empty_like(p)) else torch.empty_like(p) for p in params]
+        self._gaps = [(p, w) for p, w in zip(params, self.weights, strict=True) if w.data_ptr() != p.data_ptr()]
+        self._addresses = list(map(_address, params))
+        self.gradient_bytes = sum(p.numel() for p in params) * self.gradient_dtype.itemsize
+        self._contiguous = all(map(_contiguous, self.weights))
+        self.steps = torch.zeros(len(params), dtype=torch.float32, device=params[0].device)
+        self.counting = False  # whether `steps` is what the state says
+        self.saved: list[Tensor] = []
+        self.fisher: list[Tensor | None] = [None] * len(params)
+        self.m: list[Tensor | None] = [None] * len(params)
+        self.v: list[Tensor | None] = [None] * len(params)
+        self.source: list[Tensor] = self.weights
+        self.gradients: list[Tensor | None] = []
+        self.gradient_addresses: list[int] = []
+        self.complete = False  # every parameter has the gradient
+        self.revision = 0  # of gradients
+        self.handle: Any = None  # what a backend caches of the other lists; None once one of them changes
+
+    def check_in_place(self) -> None:
+        """Checks that the parameters lie where they lay.
+
+        Raises:
+            Stale: One does not.
+        """
+        if list(map(_address, self.params)) != self._addresses:
+            raise Stale
+
+    def read_gradients(self) -> None:
+        """Takes up the gradients as they stand.
+
+        Raises:
+            RuntimeError: One is sparse.
+            Stale: One has another dtype than before.
+        """
+        gradients: list[Tensor | None] = list(map(_gradient, self.params))
+        try:
+            plain = (
+                self._contiguous
+                and all(map(_contiguous, gradients))  # type: ignore[arg-type]  # None is a TypeError, caught below
+                and list(map(_dtype, gradients)).count(self.gradient_dtype) == len(gradients)
+            )
+            addresses = list(map(_address, gradients)) if plain else []  # type: ignore[arg-type]
+        except (TypeError, RuntimeError):  # None, or sparse: told apart one by one
+            plain = False
+        if not plain:
+            gradients = [self._read(i, g) for i, g in enumerate(gradients)]
+            addresses = [0 if g is None else g.data_ptr() for g in gradients]
+        self.complete = plain or all(g is not None for g in gradients)
+        self.gradients, self.gradient_addresses = gradients, addresses
+        self.revision += 1
+
+    def _read(self, index: int, gradient: Tensor | None) -> Tensor | None:
+        """One gradient in the dtype and the layout of its weight; a copy where it is not."""
+        if gradient is None:
+            return None
+        weight = self.weights[index]
+        if gradient.layout != torch.strided:
+            msg = (
+                f"the gradient of a parameter of shape {tuple(weight.shape)} is sparse ({gradient.layout}); sharpkern "
+                "wants dense gradients: build the layer with sparse=False, or give it an optimizer of its own"
+            )
+            raise RuntimeError(msg)
+        if gradient_dtype(self.params[index]) != self.gradient_dtype or gradient.shape != weight.shape:
+            raise Stale
+        if gradient.dtype == self.gradient_dtype and _layout(gradient) == _layout(weight):
+            return gradient.detach()
+        return torch.empty_like(weight, dtype=self.gradient_dtype).copy_(gradient.detach())
+
+    def fit(self, state: Tensor, weight: Tensor) -> Tensor:
+        """A state tensor in the state dtype and the layout of its weight; a copy where it is not."""
+        if state.dtype == self.state_dtype and state.device == weight.device and _layout(state) == _layout(weight):
+            return state
+        return torch.empty_like(weight, dtype=self.state_dtype).copy_(state)
+
+    def release(self) -> None:
+        """Forgets the gradients, so that they are freed as soon as the user frees them."""
+        self.gradients = []
+
+    def allocate_saved(self) -> None:
+        """Makes room for the copy w0."""
+        if not self.saved:
+            self.saved = [torch.empty_like(w) for w in self.weights]
+            self.handle = None
+
+    def set_source(self) -> None:
+        """After the perturbation: w0 is the copy where there was a gradient, else the weight itself."""
+        if self.complete:
+            source = self.saved
+        else:
+            triples = zip(self.saved, self.weights, self.gradients, strict=True)
+            source = [w0 if g is not None else w for w0, w, g in triples]
+        if source is not self.source:
+            self.source, self.handle = source, None
+
+    def gather(self) -> None:
+        """Takes weights with gaps into their stand-ins."""
+        for param, weight in self._gaps:
+            weight.copy_(param.detach())
+
+    def scatter(self) -> None:
+        """Takes the stand-ins back into the weights with gaps."""
+        for param, weight in self._gaps:
+            param.detach().copy_(weight)

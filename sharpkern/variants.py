@@ -1,0 +1,206 @@
+"""The methods. Each is a row: a covariance, a perturbation, and the options that they take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from sharpkern import covariance
+from sharpkern.optimizer import SharpnessAware
+
+
+class SAM(SharpnessAware):
+    """Sharpness-aware minimisation: ε = rho · g / ‖g‖ ([F] 2, 3; Foret et al. 2021), s = 1.
+
+    One step takes the gradient g at w, goes to w + ε, takes the gradient g2 there, returns to w bit for bit and lets
+    the base optimizer update w with g2. The norm runs over all parameters of all groups.
+
+    Args:
+        params: Tensors, named tensors or groups, as for torch.optim.
+        base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
+        rho: Radius of the perturbation, in units of the weights; may differ by group.
+        adaptive: ASAM with eta = 0: s = w².
+        backend: "auto" (native on the CPU), "native" or "reference".
+        model: If given, the running statistics of its normalisation layers are touched by the first pass only.
+        skip_nonfinite: Whether an infinity or NaN in g2 skips the update, as one in g always does.
+        **base_options: Options of the base optimizer (`lr`, `momentum`, ...); may differ by group.
+
+    Raises:
+        TypeError: An option that neither this class nor the base optimizer has.
+        ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
+        RuntimeError: The backend asked for cannot run there.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> x, y = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [2.0]])
+        >>> optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
+        >>> def closure():
+        ...     optimizer.zero_grad()
+        ...     loss = torch.nn.functional.mse_loss(model(x), y)
+        ...     loss.backward()
+        ...     return loss
+        >>> bool(optimizer.step(closure) > 0)
+        True
+    """
+
+    covariance_of = staticmethod(covariance.sam)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+        *,
+        rho: float = 0.05,
+        adaptive: bool = False,
+        backend: str = "auto",
+        model: nn.Module | None = None,
+        skip_nonfinite: bool = False,
+        **base_options: Any,
+    ) -> None:
+        super().__init__(
+            params,
+            base_optimizer,
+            {"rho": rho, "adaptive": adaptive},
+            base_options,
+            backend=backend,
+            model=model,
+            skip_nonfinite=skip_nonfinite,
+        )
+
+
+class ASAM(SharpnessAware):
+    """Adaptive SAM: ε = rho · s g / sqrt(Σ s g²) with s = (|w| + eta)² ([F] 4, 5; Kwon et al. 2021).
+
+    Every parameter is scaled. The ASAM authors scale only weights: `sharpkern.param_groups(model)` makes such groups.
+
+    Args:
+        params: Tensors, named tensors or groups, as for torch.optim.
+        base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
+        rho: Radius of the perturbation, dimensionless: relative to the size of each weight; may differ by group.
+        eta: Added to |w|, in units of the weights; 0 means that zero weights never move; may differ by group.
+        backend: "auto" (native on the CPU), "native" or "reference".
+        model: If given, the running statistics of its normalisation layers are touched by the first pass only.
+        skip_nonfinite: Whether an infinity or NaN in g2 skips the update, as one in g always does.
+        **base_options: Options of the base optimizer (`lr`, `momentum`, ...); may differ by group.
+
+    Raises:
+        TypeError: An option that neither this class nor the base optimizer has.
+        ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
+        RuntimeError: The backend asked for cannot run there.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, -4.0]))
+        >>> optimizer = ASAM([weight], rho=0.5, eta=0.0, lr=0.1)
+        >>> weight.grad = torch.tensor([0.0, 1.0])
+        >>> with optimizer.perturbed():
+        ...     weight.tolist()
+        [3.0, -2.0]
+    """
+
+    covariance_of = staticmethod(covariance.asam)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+        *,
+        rho: float = 0.5,
+        eta: float = 0.01,
+        backend: str = "auto",
+        model: nn.Module | None = None,
+        skip_nonfinite: bool = False,
+        **base_options: Any,
+    ) -> None:
+        super().__init__(
+            params,
+            base_optimizer,
+            {"rho": rho, "eta": eta},
+            base_options,
+            backend=backend,
+            model=model,
+            skip_nonfinite=skip_nonfinite,
+        )
+
+
+class FisherSAM(SharpnessAware):
+    """Fisher SAM: ε = rho · s g / sqrt(Σ s g²) with s = 1/(1 + eta f), f the Fisher diagonal ([F] 10, 12, section 5).
+
+    Args:
+        params: Tensors, named tensors or groups, as for torch.optim.
+        base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
+        rho: Radius of the perturbation, in units of sqrt(s); may differ by group.
+        eta: With "inverse" how much the Fisher diagonal counts (0 is SAM), in units of 1/f; with "additive" the
+            damping, in units of f and > 0. It depends on the estimator of f: the square of a mean gradient is up to
+            the batch size smaller than the mean of squares. May differ by group.
+        damping: "inverse": s = 1/(1 + eta f), what [F] ran; "additive": s = 1/(f + eta), what [F] 10 says.
+        fisher: "batch": f = g² ([F] 12), computed in the kernel and never stored. "average": f ← (1 - beta) f +
+            beta g², from 0 ([G] 52), 4 B/param of state. A callable: called without arguments in every first pass, it
+            returns f, one tensor a parameter in parameter order.
+        beta: Weight of the new g² in the average, from 0 to 1.
+        natural_gradient: Multiply g2 by the s of the first pass before the base update ([F] footnote 3). With
+            "batch" this stores f, 4 B/param.
+        backend: "auto" (native on the CPU), "native" or "reference".
+        model: If given, the running statistics of its normalisation layers are touched by the first pass only.
+        skip_nonfinite: Whether an infinity or NaN in g2 skips the update, as one in g always does.
+        **base_options: Options of the base optimizer (`lr`, `momentum`, ...); may differ by group.
+
+    Raises:
+        TypeError: An option that neither this class nor the base optimizer has.
+        ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
+        RuntimeError: The backend asked for cannot run there.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+        >>> optimizer = FisherSAM([weight], rho=0.1, eta=1.0, lr=0.1)
+        >>> weight.grad = torch.tensor([1.0, 0.0])
+        >>> optimizer.first_step()
+        >>> optimizer.covariance()
+        (tensor([0.5000, 1.0000]),)
+    """
+
+    covariance_of = staticmethod(covariance.fisher_sam)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+        *,
+        rho: float = 0.1,
+        eta: float = 1.0,
+        damping: str = "inverse",
+        fisher: str | Callable[[], Sequence[Tensor]] = "batch",
+        beta: float = 0.9,
+        natural_gradient: bool = False,
+        backend: str = "auto",
+        model: nn.Module | None = None,
+        skip_nonfinite: bool = False,
+        **base_options: Any,
+    ) -> None:
+        self._fisher = fisher if callable(fisher) else None
+        options = {
+            "rho": rho,
+            "eta": eta,
+            "damping": damping,
+            "fisher": "callable" if callable(fisher) else fisher,
+            "beta": beta,
+            "natural_gradient": natural_gradient,
+        }
+        super().__init__(
+            params,
+            base_optimizer,
+            options,
+            base_options,
+            backend=backend,
+            model=model,
+            skip_nonfinite=skip_nonfinite,
+        )
+
+    def _given_fisher(self) -> Sequence[Tensor] | None:
+        return None if self._fisher is None else self._fisher()
+
+
+VARIANTS: tuple[type[SharpnessAware], ...] = (SAM, ASAM, FisherSAM)
