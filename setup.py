@@ -1,4 +1,4 @@
-"""Builds the extension `sharpkern.backends.native._kernels`; everything else stands in pyproject.toml.
+"""Builds the extension `sharpkern.backend.native._kernels`; everything else stands in pyproject.toml.
 
 The extension includes no header of torch, so the build needs setuptools, pybind11, ninja and a C++17 compiler.
 ninja tracks the headers: after a change only what depends on it is compiled again.
@@ -98,7 +98,7 @@ class NinjaBuild(build_ext):
 def extensions() -> list[Extension]:
     """The native extension where it has kernels to offer: Linux on x86-64. Elsewhere the reference works alone."""
     if sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64"):
-        return [Extension("sharpkern.backends.native._kernels", sources=["csrc/bindings.cpp"])]
+        return [Extension("sharpkern.backend.native._kernels", sources=["csrc/bindings.cpp"])]
     return []
 
 

@@ -67,9 +67,9 @@ class SGD:
 
     def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
         d = _sign(self.maximize) * g + self.weight_decay * w0
-        if m is None:
+        if self.momentum == 0 or m is None:
             return w0 - self.lr * d
-        m.mul_(self.momentum).add_(d * torch.where(step == 0, 1.0, 1.0 - self.dampening))
+        m.mul_(self.momentum).add_(torch.where(step == 0, d, (1 - self.dampening) * d))
         return w0 - self.lr * (d + self.momentum * m if self.nesterov else m)
 
 

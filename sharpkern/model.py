@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -54,7 +54,7 @@ class Snapshot:
 
 
 @contextmanager
-def frozen_statistics(model: nn.Module) -> Iterator[None]:
+def frozen_statistics(model: nn.Module) -> Generator[None]:
     """Running statistics stand still: after the block they are bit for bit what they were before it.
 
     Meant for the second pass of a step, whose activations belong to w + ε. Counts every buffer named `running_*`,
@@ -76,5 +76,3 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         snapshot.put_back()
-
-

@@ -72,7 +72,7 @@ def load(name: str) -> Ops:
     """
     if name not in NAMES:
         raise ValueError(f"backend={name!r}: wanted one of {', '.join(('auto', *NAMES))}")
-    return cast(Ops, importlib.import_module(f"sharpkern.backends.{name}"))
+    return cast(Ops, importlib.import_module(f"sharpkern.backend.{name}"))
 
 
 def choose(name: str, device: torch.device) -> tuple[str, str | None]:

@@ -44,7 +44,7 @@ def ascend_(t: Tensors, covariance: Covariance, rho: float, total: Tensor, track
         if scale != 0:
             w.copy_(w.to(g.dtype) + scale * (covariance.s(w.to(g.dtype), f) * g))
         stored = t.fisher[i]
-        if track and stored is not None and f is not None:
+        if track and covariance.stored and stored is not None and f is not None:
             stored.copy_(f)
 
 

@@ -18,7 +18,7 @@ from sharpkern.covariance import Covariance
 from sharpkern.tensors import Tensors
 
 try:
-    from sharpkern.backends.native import _kernels
+    from sharpkern.backend.native import _kernels
 except ImportError as error:
     _import_error: ImportError | None = error
 else:

@@ -1,0 +1,7 @@
+"""`python -m sharpkern`."""
+
+import sys
+
+from sharpkern.cli import main
+
+sys.exit(main())

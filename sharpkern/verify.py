@@ -1,0 +1,186 @@
+"""Every op of every backend against the reference in float64, on fresh random data."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sharpkern import ops
+from sharpkern.base import SGD, Adam
+from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity
+from sharpkern.tensors import Tensors
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+COVARIANCES: tuple[Covariance, ...] = (
+    Identity(),
+    Adaptive(0.01),
+    Fisher(10.0, "inverse"),
+    Fisher(0.5, "additive"),
+    Fisher(10.0, "inverse", 0.9),
+    Fisher(0.5, "additive", 0.9),
+)
+UPDATES: tuple[SGD | Adam, ...] = (
+    SGD(0.1, weight_decay=0.01),
+    SGD(0.1, momentum=0.9, dampening=0.5, weight_decay=0.01, maximize=True),
+    SGD(0.1, momentum=0.9, nesterov=True),
+    Adam(0.01, (0.9, 0.999), 1e-8, 0.01, decoupled=False, maximize=False),
+    Adam(0.01, (0.9, 0.999), 1e-8, 0.01, decoupled=True, maximize=True),
+)
+NATURAL: tuple[Covariance | None, ...] = (None, Fisher(10.0, "inverse", 1.0), Fisher(0.5, "additive", 1.0))
+SIZES = (1, 7, 64, 1000, 4097, 40001)
+
+# In units in the last place of the output's dtype, at the size of what was added up: arithmetic of a few roundings.
+BOUND = 4.0
+# The norm rounds to float32 once a term and adds 2048 of them in 64 lanes before it turns to float64.
+NORM_BOUND = 16.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """The worst error of one op.
+
+    Attributes:
+        backend: Name of the backend.
+        op: Name of the op.
+        formula: Covariance or base update.
+        dtype: Of the weights and gradients.
+        error: In units in the last place.
+        bound: What it has to stay below.
+    """
+
+    backend: str
+    op: str
+    formula: str
+    dtype: torch.dtype
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is in bounds; NaN is not."""
+        return self.error <= self.bound
+
+
+def _lists(dtype: torch.dtype, generator: torch.Generator) -> Tensors:
+    """A list of tensors with everything that any op may want, random."""
+
+    def draw(n: int, scale: float) -> Tensor:
+        return torch.randn(n, generator=generator) * scale
+
+    params = [torch.nn.Parameter(draw(n, 0.5).to(dtype)) for n in SIZES]
+    for p in params:
+        p.grad = draw(p.numel(), 0.3).to(dtype)
+    t = Tensors(params, 0)
+    t.read_gradients()
+    t.allocate_saved()
+    t.set_source()
+    t.steps += 3
+    t.fisher = [draw(n, 0.1).square().to(t.state_dtype) for n in SIZES]
+    t.m = [draw(n, 0.2).to(t.state_dtype) for n in SIZES]
+    t.v = [draw(n, 0.2).square().to(t.state_dtype) for n in SIZES]
+    for w, w0 in zip(t.weights, t.saved, strict=True):
+        w0.copy_(w)
+    return t
+
+
+def _twin(t: Tensors) -> Tensors:
+    """The same in float64."""
+    params = [torch.nn.Parameter(w.to(torch.float64, copy=True)) for w in t.weights]
+    for p, g in zip(params, t.gradients, strict=True):
+        p.grad = None if g is None else g.to(torch.float64, copy=True)
+    twin = Tensors(params, 0)
+    twin.read_gradients()
+    twin.saved = [w0.to(torch.float64, copy=True) for w0 in t.saved]
+    twin.set_source()
+    twin.steps += t.steps
+    for slot in ("fisher", "m", "v"):
+        setattr(twin, slot, [x.to(torch.float64, copy=True) for x in getattr(t, slot)])
+    return twin
+
+
+def _magnitudes(t: Tensors) -> Tensors:
+    """The same in float64 without signs: an update of these, with -lr, gives the size of what the update adds up."""
+    twin = _twin(t)
+    for row in (twin.weights, twin.saved, twin.gradients, twin.m):
+        for x in row:
+            if x is not None:
+                x.abs_()
+    return twin
+
+
+def _error(got: Sequence[Tensor | None], wanted: Sequence[Tensor | None], sizes: Sequence[Tensor | None]) -> float:
+    """The worst difference in ulp at the size of the value or the given one, whichever is larger."""
+    worst = 0.0
+    for x, y, x0 in zip(got, wanted, sizes, strict=True):
+        if x is None or y is None or x0 is None:
+            continue
+        info = torch.finfo(x.dtype)
+        size = torch.maximum(y.abs(), x0.double().abs()).clamp_min(info.smallest_normal)
+        error = float(((x.double() - y).abs() / (size * info.eps)).max())
+        worst = error if not error <= worst else worst  # NaN is the worst
+    return worst
+
+
+def _copies(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if x is None else x.clone() for x in tensors]
+
+
+def _norm_rows(name: str, dtype: torch.dtype, generator: torch.Generator) -> Iterator[Row]:
+    backend, reference = ops.load(name), ops.load("reference")
+    for covariance in COVARIANCES:
+        t = _lists(dtype, generator)
+        total, wanted = torch.zeros((2, 1), dtype=torch.float64).unbind()
+        backend.sq_norm(t, covariance, total)
+        reference.sq_norm(_twin(t), covariance, wanted)
+        error = float((total / wanted - 1).abs() / torch.finfo(t.state_dtype).eps)
+        yield Row(name, "sq_norm", covariance.kernel, dtype, error, NORM_BOUND)
+
+        twin, before = _twin(t), [_copies(t.weights), _copies(t.fisher)]
+        backend.ascend_(t, covariance, 0.5, wanted, True)
+        reference.ascend_(twin, covariance, 0.5, wanted, True)
+        errors = [_error(t.weights, twin.weights, before[0]), _error(t.fisher, twin.fisher, before[1])]
+        if not all(torch.equal(w0, w) for w0, w in zip(t.saved, before[0], strict=True) if w is not None):
+            errors.append(float("inf"))  # the copy is exact or wrong
+        yield Row(name, "ascend_", covariance.kernel, dtype, max(errors), BOUND)
+
+
+def _update_rows(name: str, dtype: torch.dtype, generator: torch.Generator) -> Iterator[Row]:
+    backend, reference = ops.load(name), ops.load("reference")
+    total = torch.ones((1,), dtype=torch.float64)
+    for update, natural in itertools.product(UPDATES, NATURAL):
+        t = _lists(dtype, generator)
+        twin, size = _twin(t), _magnitudes(t)
+        reference.descend_(size, replace(update, lr=-update.lr, maximize=False), natural, total, None)
+        backend.descend_(t, update, natural, total, None)
+        reference.descend_(twin, update, natural, total, None)
+        triples = zip((t.weights, t.m, t.v), (twin.weights, twin.m, twin.v), (size.weights, size.m, size.v), strict=True)
+        formula = update.kernel + ("" if natural is None else f" × {natural.kernel.removesuffix('_average')}")
+        yield Row(name, "descend_", formula, dtype, max(_error(*triple) for triple in triples), BOUND)
+
+    t = _lists(dtype, generator)
+    for w in t.weights:
+        w.fill_(float("nan"))
+    backend.restore_(t, total)
+    same = all(torch.equal(w, w0) for w, w0 in zip(t.weights, t.saved, strict=True))
+    yield Row(name, "restore_", "copy", dtype, 0.0 if same else float("inf"), 0.0)
+
+
+def run(seed: int = 0) -> Iterator[Row]:
+    """Checks every op × formula × dtype of every backend that can be used on the CPU.
+
+    Args:
+        seed: Of the random data.
+
+    Yields:
+        One row a check.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for status in ops.backends():
+        if status.usable and status.device == "cpu":
+            for dtype in DTYPES:
+                yield from _norm_rows(status.name, dtype, generator)
+                yield from _update_rows(status.name, dtype, generator)
