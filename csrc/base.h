@@ -28,7 +28,7 @@ struct Sgd : SgdScalars {
   R lr, weight_decay, sign;
   explicit Sgd(const double* p) : lr(R(p[0])), weight_decay(R(p[3])), sign(R(p[4])) {}
   SHARPKERN_INLINE R operator()(R w0, R g, R&, R&) const {
-    return w0 - lr * (sign * g + weight_decay * w0);
+    return fused(-lr, fused(weight_decay, w0, sign * g), w0);
   }
 };
 
@@ -40,9 +40,9 @@ struct Momentum : SgdScalars {
   explicit Momentum(const double* p)
       : lr(R(p[0])), momentum(R(p[1])), fresh(R(p[2])), weight_decay(R(p[3])), sign(R(p[4])) {}
   SHARPKERN_INLINE R operator()(R w0, R g, R& m, R&) const {
-    g = sign * g + weight_decay * w0;
-    m = momentum * m + fresh * g;
-    return w0 - lr * (kNesterov ? g + momentum * m : m);
+    g = fused(weight_decay, w0, sign * g);
+    m = fused(fresh, g, momentum * m);
+    return fused(-lr, kNesterov ? fused(momentum, m, g) : m, w0);
   }
 };
 
@@ -51,7 +51,7 @@ template <class R, bool kDecoupled>
 struct Adam {
   static constexpr const char* kName = kDecoupled ? "adamw" : "adam";
   static constexpr int kStates = 2;
-  R step_size, fresh1, beta2, fresh2, eps, weight_decay, sign, inverse_root, shrink;
+  R step_size, fresh1, beta2, fresh2, eps, weight_decay, sign, bias_root, shrink;
   static void prepare(const double* o, double step, double* out) {
     out[0] = o[0] / (1.0 - std::pow(o[1], step + 1));
     out[1] = o[1];
@@ -59,22 +59,22 @@ struct Adam {
     out[3] = o[3];
     out[4] = o[4];
     out[5] = o[5];
-    out[6] = 1.0 / std::sqrt(1.0 - std::pow(o[2], step + 1));
+    out[6] = std::sqrt(1.0 - std::pow(o[2], step + 1));
     out[7] = 1.0 - o[0] * o[4];
   }
   explicit Adam(const double* p)
       : step_size(R(p[0])), fresh1(R(1.0 - p[1])), beta2(R(p[2])), fresh2(R(1.0 - p[2])), eps(R(p[3])),
-        weight_decay(R(p[4])), sign(R(p[5])), inverse_root(R(p[6])), shrink(R(p[7])) {}
+        weight_decay(R(p[4])), sign(R(p[5])), bias_root(R(p[6])), shrink(R(p[7])) {}
   SHARPKERN_INLINE R operator()(R w0, R g, R& m, R& v) const {
     g = sign * g;
     if (kDecoupled) {
       w0 = w0 * shrink;
     } else {
-      g = g + weight_decay * w0;
+      g = fused(weight_decay, w0, g);
     }
-    m = m + fresh1 * (g - m);
-    v = beta2 * v + fresh2 * (g * g);
-    return w0 - step_size * (m / (root(v) * inverse_root + eps));
+    m = fresh1 < R(0.5) ? fused(fresh1, g - m, m) : fused(fresh1 - R(1), g - m, g);
+    v = fused(fresh2 * g, g, beta2 * v);
+    return w0 - step_size * m / (root(v) / bias_root + eps);
   }
 };
 

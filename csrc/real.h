@@ -25,4 +25,20 @@ SHARPKERN_INLINE double root(double x) { return __builtin_sqrt(x); }
 SHARPKERN_INLINE float reciprocal(float x) { return 1.0f / x; }
 SHARPKERN_INLINE double reciprocal(double x) { return 1.0 / x; }
 
+// a b + c rounded once where torch's kernels round once, twice on processors without the instruction, as there.
+SHARPKERN_INLINE float fused(float a, float b, float c) {
+#if defined(__FMA__) || defined(__CUDACC__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+SHARPKERN_INLINE double fused(double a, double b, double c) {
+#if defined(__FMA__) || defined(__CUDACC__)
+  return __builtin_fma(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
 }  // namespace sharpkern::SHARPKERN_ISA

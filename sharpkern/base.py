@@ -6,6 +6,7 @@ group, or None where there is none: then the torch optimizer itself is called af
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -66,11 +67,11 @@ class SGD:
         return ("momentum_buffer",) if self.momentum else ()
 
     def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
-        d = _sign(self.maximize) * g + self.weight_decay * w0
+        d = (_sign(self.maximize) * g).add(w0, alpha=self.weight_decay)
         if self.momentum == 0 or m is None:
-            return w0 - self.lr * d
-        m.mul_(self.momentum).add_(torch.where(step == 0, d, (1 - self.dampening) * d))
-        return w0 - self.lr * (d + self.momentum * m if self.nesterov else m)
+            return w0.add(d, alpha=-self.lr)
+        m.mul_(self.momentum).add_(d, alpha=1.0 if step == 0 else 1 - self.dampening)
+        return w0.add(d.add(m, alpha=self.momentum) if self.nesterov else m, alpha=-self.lr)
 
 
 @dataclass(frozen=True)
@@ -102,17 +103,16 @@ class Adam:
         assert m is not None
         assert v is not None
         beta1, beta2 = self.betas
-        t = step.double() + 1
+        t = float(step) + 1
         g = _sign(self.maximize) * g
         if self.decoupled:
             w0 = w0 * (1 - self.lr * self.weight_decay)
         else:
-            g = g + self.weight_decay * w0
+            g = g.add(w0, alpha=self.weight_decay)
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        step_size = self.lr / (1 - beta1**t)
-        inverse_root = (1 - beta2**t).rsqrt()
-        return w0 - step_size.to(m.dtype) * (m / (v.sqrt() * inverse_root.to(m.dtype) + self.eps))
+        root = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(self.eps)
+        return w0.addcdiv(m, root, value=-self.lr / (1 - beta1**t))
 
 
 def update(group: Mapping[str, Any], base_optimizer: type[torch.optim.Optimizer]) -> Update | None:

@@ -74,8 +74,12 @@ def check_number(name: str, value: Any, positive: bool = False) -> None:
         raise ValueError(f"{name}={number}: wanted a finite number {'> 0' if positive else '>= 0'}")
 
 
-def check_options(group: Mapping[str, Any]) -> None:
+def check_options(group: Mapping[str, Any], callable_fisher: bool) -> None:
     """Checks the options of a group that are sharpkern's, and lr.
+
+    Args:
+        group: The group.
+        callable_fisher: Whether the optimizer was given a callable Fisher.
 
     Raises:
         ValueError: One is out of range.
@@ -93,6 +97,11 @@ def check_options(group: Mapping[str, Any]) -> None:
             names = [x for x in accepted if x != "callable"]
             extra = " or a callable" if name == "fisher" else ""
             raise ValueError(f"{name}={group[name]!r}: wanted one of {', '.join(map(repr, names))}{extra}")
+    if group.get("fisher") == "callable" and not callable_fisher:
+        raise ValueError(
+            "fisher='callable' stands for a callable, and this optimizer has none: give the callable itself as fisher=..., "
+            "also to an optimizer that loads the checkpoint of one that had it"
+        )
 
 
 def check_parameters(params: Sequence[Tensor], others: Sequence[Tensor]) -> None:

@@ -85,7 +85,9 @@ def choose(name: str, device: torch.device) -> tuple[str, str | None]:
     if name != "auto":
         reason = load(name).why_not(device)
         if reason:
-            raise RuntimeError(f"backend={name!r} cannot be used on {device}: {reason}. backend='auto' picks one that can")
+            raise RuntimeError(
+                f"backend={name!r} cannot be used on {device}: {reason}. backend='auto' picks one that can"
+            )
         return name, None
     reasons: list[str] = []
     for candidate in NAMES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
@@ -42,9 +42,11 @@ class SharpnessAware(torch.optim.Optimizer):
         backend: str,
         model: nn.Module | None,
         skip_nonfinite: bool,
+        fisher: Callable[[], Sequence[Tensor]] | None = None,
     ) -> None:
         self.base_optimizer: torch.optim.Optimizer | None = None
         self._base_class = base_optimizer
+        self._fisher = fisher
         self._own = ("scaled", *options)
         self._wanted_backend = backend
         self._model = model
@@ -52,6 +54,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self._clear()
         ops.load("reference" if backend == "auto" else backend)
         defaults = base_defaults(base_optimizer, base_options, (*options, "backend", "model", "skip_nonfinite"))
+        self._hidden = {name: defaults[name] for name in self._own if name in defaults}
         super().__init__(params, {**defaults, "scaled": True, **options})
         self.base_optimizer = base_optimizer(self.param_groups, **base_options)
         self._share()
@@ -93,7 +96,7 @@ class SharpnessAware(torch.optim.Optimizer):
             param_group.setdefault(name, value)
         super().add_param_group(param_group)
         group = self.param_groups.pop()
-        check_options(group)
+        check_options(group, self._fisher is not None)
         check_parameters(group["params"], [p for other in self.param_groups for p in other["params"]])
         if self.base_optimizer is None:
             self.param_groups.append(group)
@@ -117,10 +120,6 @@ class SharpnessAware(torch.optim.Optimizer):
     def _covariance(self, group: dict[str, Any]) -> Covariance:
         return self.covariance_of(group) if group["scaled"] else Identity()
 
-    def _given_fisher(self) -> Sequence[Tensor] | None:
-        """The Fisher diagonal that the user gives, one tensor a parameter; None where there is none."""
-        return None
-
     @torch.no_grad()
     def _perturb(self, what: str, track: bool) -> None:
         self._wants(False, what)
@@ -129,7 +128,7 @@ class SharpnessAware(torch.optim.Optimizer):
         launches = []
         for t in plan.tensors:
             group = self.param_groups[t.group]
-            check_options(group)
+            check_options(group, self._fisher is not None)
             covariance = self._covariance(group)
             plan.attach_fisher(t, covariance.stored)
             t.allocate_saved()
@@ -147,11 +146,12 @@ class SharpnessAware(torch.optim.Optimizer):
             self._statistics = Snapshot(self._model)
 
     def _set_fisher(self) -> None:
-        given = self._given_fisher()
-        if given is None:
+        """Asks the callable for the Fisher diagonal, where there is one."""
+        if self._fisher is None:
             return
         params = [p for group in self.param_groups for p in group["params"]]
-        given = list(given)
+        with torch.enable_grad():
+            given = list(self._fisher())
         if [x.shape for x in given] != [p.shape for p in params]:
             raise ValueError(
                 f"the callable fisher returned {len(given)} tensors whose shapes are not those of the {len(params)} "
@@ -178,10 +178,14 @@ class SharpnessAware(torch.optim.Optimizer):
         try:
             plan.read_gradients()
         except Stale:
-            self._perturbed = self._plan = None
+            for launch in self._launches:
+                launch.tensors.rescue()
+            self._end()
+            self._plan = None
             raise RuntimeError(
-                "the parameters were moved to other storage, or the dtype of a gradient changed, while the weights stood "
-                "perturbed, and w is lost. Call second_step() or restore() before model.to() and the like"
+                "the parameters were moved to other storage, or the dtype of a gradient changed, while the weights "
+                "stood perturbed; w is restored and not updated. Call second_step() or restore() before model.to() "
+                "and the like"
             ) from None
         except RuntimeError:
             self.restore()
@@ -219,21 +223,39 @@ class SharpnessAware(torch.optim.Optimizer):
             launch.tensors.scatter()
         if not bool(plan.total.isfinite()) or not (second is None or bool(second.isfinite())):
             return
-        for launch in self._launches:
-            natural = self._natural(launch)
-            for p, f in zip(launch.tensors.params, launch.tensors.fisher, strict=True):
-                if natural is not None and p.grad is not None:
-                    p.grad.mul_(natural.s(p, f))
-        # torch's optimizers make their state where they find none at all
-        fisher = {p: state.pop("fisher") for p, state in self.state.items() if "fisher" in state}
-        try:
+        with self._lent():
             self.base_optimizer.step()
-        finally:
-            for p, f in fisher.items():
-                self.state[p]["fisher"] = f
         for launch in self._launches:
             launch.tensors.gather()
         plan.counted()
+
+    @contextmanager
+    def _lent(self) -> Generator[None]:
+        """Groups, state and gradients as the torch optimizer wants them.
+
+        An option of ours that hides one of its own (Adadelta has a rho) gives way to its default; the Fisher diagonal
+        leaves the state, since torch makes its own where it finds none at all; g2 becomes s g2.
+        """
+        hidden = [{name: group[name] for name in self._hidden} for group in self.param_groups]
+        fisher = {p: state.pop("fisher") for p, state in self.state.items() if "fisher" in state}
+        gradients = {}
+        for launch in self._launches:
+            natural = self._natural(launch)
+            for p in launch.tensors.params if natural is not None else ():
+                if p.grad is not None:
+                    gradients[p] = p.grad
+                    p.grad = cast(Covariance, natural).s(p, fisher[p]).to(p.grad.dtype) * p.grad
+        try:
+            for group in self.param_groups:
+                group.update(self._hidden)
+            yield
+        finally:
+            for group, own in zip(self.param_groups, hidden, strict=True):
+                group.update(own)
+            for p, f in fisher.items():
+                self.state[p]["fisher"] = f
+            for p, g in gradients.items():
+                p.grad = g
 
     # What users call -------------------------------------------------------------------------------------------------
 
@@ -261,7 +283,9 @@ class SharpnessAware(torch.optim.Optimizer):
         """
         self._wants(True, "second_step()")
         if self._perturbed != "first_step()":
-            raise RuntimeError(f"second_step() wants first_step() before it, not {self._perturbed}: call restore() first")
+            raise RuntimeError(
+                f"second_step() wants first_step() before it, not {self._perturbed}: call restore() first"
+            )
         plan = cast(Plan, self._plan)
         self._read_second(plan)
         self._descend(plan)
@@ -279,7 +303,7 @@ class SharpnessAware(torch.optim.Optimizer):
             self._statistics.put_back()
             self._statistics = None
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # it wants a closure
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One whole step: both passes and the update.
 
         Args:
@@ -333,7 +357,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self._end()
 
     @contextmanager
-    def perturbed(self) -> Iterator[None]:
+    def perturbed(self) -> Generator[None]:
         """`perturb()` before the block and `restore()` after it, exceptions included."""
         self.perturb()
         try:
@@ -357,7 +381,9 @@ class SharpnessAware(torch.optim.Optimizer):
         for i, launch in enumerate(self._launches):
             values.update(self._record.covariance(i, launch, self._perturbed is not None))
         if not values:
-            raise RuntimeError("covariance() wants a first pass before it: call first_step(), step(closure) or perturb()")
+            raise RuntimeError(
+                "covariance() wants a first pass before it: call first_step(), step(closure) or perturb()"
+            )
         return tuple(values[p] for group in self.param_groups for p in group["params"])
 
     def diagnostics(self) -> dict[str, Tensor]:
@@ -404,6 +430,8 @@ class SharpnessAware(torch.optim.Optimizer):
         check_state(state_dict, self.param_groups)
         own = [{name: group[name] for name in self._own} for group in self.param_groups]
         groups = [{**kept, **saved} for kept, saved in zip(own, state_dict["param_groups"], strict=True)]
+        for group in groups:
+            check_options(group, self._fisher is not None)
         super().load_state_dict({**state_dict, "param_groups": groups})
         fused = all(update(group, self._base_class) is not None for group in self.param_groups)
         restore_state(self.state, state_dict["param_groups"], self.param_groups, state_dict["state"], fused)
@@ -411,7 +439,17 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy take: not the caches."""
-        names = ("_base_class", "_own", "_wanted_backend", "_model", "_skip_nonfinite", "backend", "why_not")
+        names = (
+            "_base_class",
+            "_own",
+            "_wanted_backend",
+            "_model",
+            "_skip_nonfinite",
+            "backend",
+            "why_not",
+            "_fisher",
+            "_hidden",
+        )
         kept = {name: getattr(self, name) for name in (*names, "base_optimizer")}
         return {**super().__getstate__(), **kept}
 
@@ -423,4 +461,3 @@ class SharpnessAware(torch.optim.Optimizer):
         if self.base_optimizer is not None:
             self.base_optimizer.param_groups = self.param_groups
             self.base_optimizer.state = self.state
-

@@ -35,7 +35,7 @@ class Plan:
     def __init__(self, groups: Sequence[dict[str, Any]], state: MutableMapping[Any, Any], backend: str) -> None:
         lists: dict[Any, list[Tensor]] = {}
         for index, group in enumerate(groups):
-            for p in group["params"]:
+            for p in dict.fromkeys(group["params"]):  # a tensor that is listed twice counts once
                 lists.setdefault((index, p.device, p.dtype, gradient_dtype(p)), []).append(p)
         self.tensors = [Tensors(params, key[0]) for key, params in lists.items()]
         device = self.tensors[0].params[0].device
@@ -69,35 +69,26 @@ class Plan:
         self._attach(t, "fisher", "fisher" if stored else None, everywhere=True)
 
     def attach_base(self, t: Tensors, update: Update) -> None:
-        """Gives every parameter of a list that has a gradient the state of the base update, and its count of updates."""
-        if not t.counting:
-            self._attach_steps(t)
-        names = (*update.states, None, None)
-        self._attach(t, "m", names[0], everywhere=False)
-        self._attach(t, "v", names[1], everywhere=False)
-
-    def _attach_steps(self, t: Tensors) -> None:
-        """The updates done before, from the state; torch's SGD does not count, but has a buffer after the first."""
-        for i, p in enumerate(t.params):
-            state = self._state[p]
-            t.steps[i] = state.get("step", float(state.get("momentum_buffer") is not None))
-            state["step"] = t.steps[i]
-        t.counting = True
-        self.counted()
+        """Gives every parameter of a list that has a gradient the state of the base update."""
+        m, v = (*update.states, None, None)[:2]
+        self._attach(t, "m", m, everywhere=False)
+        self._attach(t, "v", v, everywhere=False)
 
     def _attach(self, t: Tensors, slot: str, name: str | None, everywhere: bool) -> None:
-        old: list[Tensor | None] = getattr(t, slot)
-        if (name is None and old[0] is None) or (name is not None and all(x is not None for x in old)):
+        if t.attached.get(slot, (None, True)) == (name, True):
             return
         new: list[Tensor | None] = [None] * len(t.params)
         for i, (p, w, g) in enumerate(zip(t.params, t.weights, t.gradients, strict=True)):
-            state = self._state[p]
-            if name is None or (g is None and not everywhere and state.get(name) is None):
+            made = self._state[p].get(name) is not None if p in self._state else False
+            if name is None or not (made or everywhere or g is not None):
                 continue
-            if state.get(name) is None:
-                state[name] = torch.zeros_like(w, dtype=t.state_dtype)
-            state[name] = new[i] = t.fit(state[name], w)
+            state = self._state[p]
+            state[name] = new[i] = t.fit(state[name], w) if made else torch.zeros_like(w, dtype=t.state_dtype)
+            if slot == "m":  # torch's SGD does not count, but has a buffer after its first update
+                t.steps[i] = state.get("step", 1.0) if made else 0.0
+                state["step"] = t.steps[i]
         setattr(t, slot, new)
+        t.attached[slot] = (name, all(x is not None for x in new) or name is None)
         t.handle = None
         self.counted()
 

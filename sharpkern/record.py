@@ -101,7 +101,7 @@ class Record:
             )
         gradients = lists[index] if lists is not None else [None] * len(t.params)
         for i, p in enumerate(t.params):
-            w = t.saved[i] if perturbed and gradients[i] is not None else t.weights[i]
+            w = t.source[i] if perturbed else t.weights[i]
             f = self._fisher(launch, i, gradients[i])
             if batch and f is None:  # no gradient, no information: f = 0
                 f = torch.zeros_like(w, dtype=t.state_dtype)
@@ -112,7 +112,9 @@ class Record:
         """See `SharpnessAware.diagnostics`."""
         self._asked = True
         if self._first is None or self._second is None or total is None:
-            raise RuntimeError("diagnostics() wants a whole step before it: call step(closure), or first_step() and second_step()")
+            raise RuntimeError(
+                "diagnostics() wants a whole step before it: call step(closure), or first_step() and second_step()"
+            )
         nan = torch.full_like(total, float("nan"))
         figures = dict.fromkeys(("grad_norm", "perturbation_norm", "loss_gap", "gradient_cosine"), nan)
         loss, perturbed = (torch.as_tensor(nan if x is None else x).detach().to(total) for x in self._losses)

@@ -6,6 +6,7 @@ after every backward pass; reading them is the largest term of a small model's s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -52,19 +53,21 @@ class Tensors:
         group: Index of their group in `param_groups`.
     """
 
-    def __init__(self, params: list[Tensor], group: int) -> None:
-        self.params = params
+    def __init__(self, params: Sequence[Tensor], group: int) -> None:
+        self.params = list(params)
         self.group = group
         self.dtype = params[0].dtype
         self.gradient_dtype = gradient_dtype(params[0])
         self.state_dtype = state_dtype(params[0])
-        self.weights = [p.detach() if _layout(p) == _layout(torch.empty_like(p)) else torch.empty_like(p) for p in params]
+        self.weights = [
+            p.detach() if _layout(p) == _layout(torch.empty_like(p)) else torch.empty_like(p) for p in params
+        ]
         self._gaps = [(p, w) for p, w in zip(params, self.weights, strict=True) if w.data_ptr() != p.data_ptr()]
         self._addresses = list(map(_address, params))
         self.gradient_bytes = sum(p.numel() for p in params) * self.gradient_dtype.itemsize
         self._contiguous = all(map(_contiguous, self.weights))
         self.steps = torch.zeros(len(params), dtype=torch.float32, device=params[0].device)
-        self.counting = False  # whether `steps` is what the state says
+        self.attached: dict[str, tuple[str | None, bool]] = {}  # by slot: name in the state, whether all have it
         self.saved: list[Tensor] = []
         self.fisher: list[Tensor | None] = [None] * len(params)
         self.m: list[Tensor | None] = [None] * len(params)
@@ -131,6 +134,12 @@ class Tensors:
         if state.dtype == self.state_dtype and state.device == weight.device and _layout(state) == _layout(weight):
             return state
         return torch.empty_like(weight, dtype=self.state_dtype).copy_(state)
+
+    def rescue(self) -> None:
+        """Writes w0 into the parameters wherever they lie now."""
+        for param, source, weight in zip(self.params, self.source, self.weights, strict=True):
+            if source is not weight and param.shape == source.shape:
+                param.detach().copy_(source)
 
     def release(self) -> None:
         """Forgets the gradients, so that they are freed as soon as the user frees them."""

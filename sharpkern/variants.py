@@ -180,7 +180,6 @@ class FisherSAM(SharpnessAware):
         skip_nonfinite: bool = False,
         **base_options: Any,
     ) -> None:
-        self._fisher = fisher if callable(fisher) else None
         options = {
             "rho": rho,
             "eta": eta,
@@ -197,10 +196,8 @@ class FisherSAM(SharpnessAware):
             backend=backend,
             model=model,
             skip_nonfinite=skip_nonfinite,
+            fisher=fisher if callable(fisher) else None,
         )
-
-    def _given_fisher(self) -> Sequence[Tensor] | None:
-        return None if self._fisher is None else self._fisher()
 
 
 VARIANTS: tuple[type[SharpnessAware], ...] = (SAM, ASAM, FisherSAM)

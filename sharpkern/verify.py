@@ -157,9 +157,13 @@ def _update_rows(name: str, dtype: torch.dtype, generator: torch.Generator) -> I
         reference.descend_(size, replace(update, lr=-update.lr, maximize=False), natural, total, None)
         backend.descend_(t, update, natural, total, None)
         reference.descend_(twin, update, natural, total, None)
-        triples = zip((t.weights, t.m, t.v), (twin.weights, twin.m, twin.v), (size.weights, size.m, size.v), strict=True)
+        errors = [
+            _error(t.weights, twin.weights, size.weights),
+            _error(t.m, twin.m, size.m),
+            _error(t.v, twin.v, size.v),
+        ]
         formula = update.kernel + ("" if natural is None else f" × {natural.kernel.removesuffix('_average')}")
-        yield Row(name, "descend_", formula, dtype, max(_error(*triple) for triple in triples), BOUND)
+        yield Row(name, "descend_", formula, dtype, max(errors), BOUND)
 
     t = _lists(dtype, generator)
     for w in t.weights:

@@ -61,7 +61,14 @@ class _Handle:
         self.table = _kernels.Table(
             numel, _name(t.dtype), _name(t.gradient_dtype), _kernels.instruction_sets()[0], streaming
         )
-        rows: dict[str, Sequence[Tensor | None]] = {"weight": t.weights, "saved": t.saved, "source": t.source, "fisher": t.fisher, "m": t.m, "v": t.v}
+        rows: dict[str, Sequence[Tensor | None]] = {
+            "weight": t.weights,
+            "saved": t.saved,
+            "source": t.source,
+            "fisher": t.fisher,
+            "m": t.m,
+            "v": t.v,
+        }
         for row, tensors in rows.items():
             if tensors:
                 self.table.set(row, _addresses(tensors))
@@ -87,9 +94,7 @@ def sq_norm(t: Tensors, covariance: Covariance, total: Tensor) -> None:
 
 def ascend_(t: Tensors, covariance: Covariance, rho: float, total: Tensor, track: bool) -> None:
     """w0 ← w, w ← w + rho s g / sqrt(total)."""
-    _table(t).ascend(
-        torch.get_num_threads(), covariance.kernel, covariance.scalars, rho, total.data_ptr(), track
-    )
+    _table(t).ascend(torch.get_num_threads(), covariance.kernel, covariance.scalars, rho, total.data_ptr(), track)
 
 
 def descend_(t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None) -> None:
