@@ -5,8 +5,10 @@
 #include <unistd.h>
 
 #include "cpu/ops.h"
+#include "dlpack.h"
 
 namespace py = pybind11;
+namespace dlpack = sharpkern::dlpack;
 using sharpkern::Table;
 using Scalars = std::vector<double>;
 
@@ -38,6 +40,62 @@ void advise_huge_pages(std::uintptr_t address, std::size_t bytes) {
   if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 }
 
+// Reads the gradients of a list of parameters in one go, as long as nothing about them is out of the ordinary.
+class Reader {
+ public:
+  Reader(py::object capsule, py::list params, const std::string& gradient)
+      : api_(static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule))),
+        params_(std::move(params)),
+        dtype_(sharpkern::parse_dtype(gradient)) {
+    if (!api_) throw py::error_already_set();
+    if (api_->major != dlpack::kMajor || !api_->tensor_from_object)
+      throw std::invalid_argument("another version of DLPack");
+    for (py::handle param : params_) addresses_.push_back(look(param).address());
+  }
+
+  // (gradients, their addresses), or None if a parameter was moved, or a gradient is None, not dense, or has another
+  // dtype or layout than its parameter.
+  py::object read() const {
+    const std::size_t n = addresses_.size();
+    py::list gradients(n), addresses(n);
+    for (std::size_t i = 0; i < n; ++i) {
+      const py::handle param = PyList_GET_ITEM(params_.ptr(), Py_ssize_t(i));
+      const dlpack::Tensor weight = look(param);
+      py::object gradient = py::reinterpret_steal<py::object>(PyObject_GetAttr(param.ptr(), name_.ptr()));
+      if (!gradient) throw py::error_already_set();
+      if (weight.address() != addresses_[i] || gradient.is_none()) return py::none();
+      dlpack::Tensor found;
+      if (api_->tensor_from_object(gradient.ptr(), &found) != 0) {
+        PyErr_Clear();  // sparse: the caller looks closer and says so
+        return py::none();
+      }
+      if (!expected(found) || !dlpack::same_layout(found, weight)) return py::none();
+      PyList_SET_ITEM(addresses.ptr(), Py_ssize_t(i), PyLong_FromVoidPtr(found.address()));
+      PyList_SET_ITEM(gradients.ptr(), Py_ssize_t(i), gradient.release().ptr());
+    }
+    return py::make_tuple(gradients, addresses);
+  }
+
+ private:
+  dlpack::Tensor look(py::handle object) const {
+    dlpack::Tensor tensor;
+    if (api_->tensor_from_object(object.ptr(), &tensor) != 0) throw py::error_already_set();
+    return tensor;
+  }
+
+  bool expected(const dlpack::Tensor& tensor) const {
+    constexpr int kFloat = 2, kBfloat = 4;
+    return tensor.lanes == 1 && tensor.bits == 8 * sharpkern::bytes(dtype_) &&
+           tensor.code == (dtype_ == sharpkern::DType::bf16 ? kBfloat : kFloat);
+  }
+
+  const dlpack::ExchangeApi* api_;
+  py::list params_;
+  sharpkern::DType dtype_;
+  py::str name_{"grad"};
+  std::vector<char*> addresses_;
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_kernels, m) {
@@ -45,6 +103,10 @@ PYBIND11_MODULE(_kernels, m) {
   const auto free = py::call_guard<py::gil_scoped_release>();
   m.def("instruction_sets", &sharpkern::cpu::instruction_sets);
   m.def("advise_huge_pages", &advise_huge_pages, py::arg("address"), py::arg("bytes"));
+  py::class_<Reader>(m, "Reader")
+      .def(py::init<py::object, py::list, std::string>(), py::arg("exchange_api"), py::arg("params"),
+           py::arg("gradient"))
+      .def("read", &Reader::read);
   py::class_<CpuTable>(m, "Table")
       .def(py::init(&make_table), py::arg("numel"), py::arg("weight"), py::arg("gradient"),
            py::arg("instruction_set"), py::arg("streaming"))

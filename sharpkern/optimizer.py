@@ -20,7 +20,7 @@ from sharpkern.model import Snapshot
 from sharpkern.perturbation import Launch, Perturbation, WorstCase
 from sharpkern.plan import Plan, read_gradients
 from sharpkern.record import Record
-from sharpkern.tensors import Stale
+from sharpkern.tensors import Stale, Tensors
 
 
 class SharpnessAware(torch.optim.Optimizer):
@@ -117,31 +117,45 @@ class SharpnessAware(torch.optim.Optimizer):
                 f"{what} wants the weights themselves and they stand perturbed since {self._perturbed}: call {after} first"
             )
 
-    def _covariance(self, group: dict[str, Any]) -> Covariance:
-        return self.covariance_of(group) if group["scaled"] else Identity()
+    def _launch(self, t: Tensors, last: Launch | None) -> Launch:
+        """What the options of a list's group come to; `last` if they are what they were."""
+        group = self.param_groups[t.group]
+        if last is not None and last.tensors is t and last.options == group:
+            return last
+        check_options(group, self._fisher is not None)
+        covariance = self.covariance_of(group) if group["scaled"] else Identity()
+        natural = covariance if group.get("natural_gradient") and group["scaled"] else None
+        # a tensor among the options may change without becoming another: nothing is compared with it
+        options = {} if any(isinstance(x, Tensor) for x in group.values()) else dict(group)
+        return Launch(t, options, covariance, float(group["rho"]), update(group, self._base_class), natural)
+
+    def _refresh_launches(self, plan: Plan) -> list[Launch]:
+        last = self._launches if len(self._launches) == len(plan.tensors) else [None] * len(plan.tensors)
+        self._launches = [self._launch(t, x) for t, x in zip(plan.tensors, last, strict=True)]
+        return self._launches
 
     @torch.no_grad()
     def _perturb(self, what: str, track: bool) -> None:
         self._wants(False, what)
         plan = self._plan = read_gradients(self._plan, self.param_groups, self.state, self._wanted_backend)
         self.backend, self.why_not = plan.backend, plan.why_not
-        launches = []
         for t in plan.tensors:
-            group = self.param_groups[t.group]
-            check_options(group, self._fisher is not None)
-            covariance = self._covariance(group)
-            plan.attach_fisher(t, covariance.stored)
+            increment_version(t.params)
+        launches = self._refresh_launches(plan)
+        for launch in launches:
+            t = launch.tensors
+            plan.attach_fisher(t, launch.covariance.stored)
             t.allocate_saved()
             t.set_source()
             t.gather()
-            launches.append(Launch(t, covariance, float(group["rho"])))
         self._set_fisher()
         self.perturbation.perturb_(plan.ops, launches, plan.total, track)
-        self._moved(launches)
+        for t in plan.tensors:
+            t.scatter()
         self._record.first(launches, track)
         for t in plan.tensors:
             t.release()
-        self._launches, self._perturbed = launches, what
+        self._perturbed = what
         if self._model is not None:
             self._statistics = Snapshot(self._model)
 
@@ -161,13 +175,6 @@ class SharpnessAware(torch.optim.Optimizer):
             stored = self.state[p].get("fisher")
             if stored is not None:
                 stored.copy_(f)
-
-    @staticmethod
-    def _moved(launches: Sequence[Launch]) -> None:
-        """After an op has written weights: views with gaps follow, and autograd learns of it."""
-        for launch in launches:
-            launch.tensors.scatter()
-            increment_version(launch.tensors.params)
 
     def _read_second(self, plan: Plan) -> None:
         """Takes up the gradients at w + ε.
@@ -193,20 +200,17 @@ class SharpnessAware(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _descend(self, plan: Plan) -> None:
-        updates = [update(self.param_groups[x.tensors.group], self._base_class) for x in self._launches]
+        launches = self._refresh_launches(plan)
         second = self._second_total(plan) if self._skip_nonfinite else None
-        if any(u is None for u in updates):
+        if any(x.update is None for x in launches):
             self._descend_wrapped(plan, second)
-        else:
-            for launch, u in zip(self._launches, cast(list[Update], updates), strict=True):
-                plan.attach_base(launch.tensors, u)
-                plan.ops.descend_(launch.tensors, u, self._natural(launch), plan.total, second)
-        self._moved(self._launches)
-
-    def _natural(self, launch: Launch) -> Covariance | None:
-        """The covariance by which g2 is multiplied, or None."""
-        group = self.param_groups[launch.tensors.group]
-        return launch.covariance if group.get("natural_gradient") and group["scaled"] else None
+            return
+        for launch in launches:
+            t, u = launch.tensors, cast(Update, launch.update)
+            increment_version(t.params)
+            plan.attach_base(t, u)
+            plan.ops.descend_(t, u, launch.natural, plan.total, second)
+            t.scatter()
 
     def _second_total(self, plan: Plan) -> Tensor:
         """Σ g2²: not finite where g2 is not."""
@@ -218,9 +222,7 @@ class SharpnessAware(torch.optim.Optimizer):
     def _descend_wrapped(self, plan: Plan, second: Tensor | None) -> None:
         """Restores, then calls the torch optimizer, which reads `.grad` itself."""
         assert self.base_optimizer is not None
-        for launch in self._launches:
-            plan.ops.restore_(launch.tensors, plan.total)
-            launch.tensors.scatter()
+        self._restore(plan)
         if not bool(plan.total.isfinite()) or not (second is None or bool(second.isfinite())):
             return
         with self._lent():
@@ -240,7 +242,7 @@ class SharpnessAware(torch.optim.Optimizer):
         fisher = {p: state.pop("fisher") for p, state in self.state.items() if "fisher" in state}
         gradients = {}
         for launch in self._launches:
-            natural = self._natural(launch)
+            natural = launch.natural
             for p in launch.tensors.params if natural is not None else ():
                 if p.grad is not None:
                     gradients[p] = p.grad
@@ -351,10 +353,14 @@ class SharpnessAware(torch.optim.Optimizer):
         """
         self._wants(True, "restore()")
         plan = cast(Plan, self._plan)
-        for launch in self._launches:
-            plan.ops.restore_(launch.tensors, plan.total)
-        self._moved(self._launches)
+        self._restore(plan)
         self._end()
+
+    def _restore(self, plan: Plan) -> None:
+        for launch in self._launches:
+            increment_version(launch.tensors.params)
+            plan.ops.restore_(launch.tensors, plan.total)
+            launch.tensors.scatter()
 
     @contextmanager
     def perturbed(self) -> Generator[None]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
+from sharpkern.base import Update
 from sharpkern.covariance import Covariance
 from sharpkern.ops import Ops
 from sharpkern.tensors import Tensors
@@ -15,17 +16,23 @@ from sharpkern.tensors import Tensors
 
 @dataclass(frozen=True)
 class Launch:
-    """One list of tensors with the options of its group: what one launch covers.
+    """One list of tensors with what the options of its group come to: what one launch covers.
 
     Attributes:
         tensors: The list.
-        covariance: The covariance s of its group.
-        rho: The radius of its group, in units of sqrt(s).
+        options: The options, as they stood.
+        covariance: The covariance s.
+        rho: The radius, in units of sqrt(s).
+        update: The fused base update, or None where the torch optimizer is called.
+        natural: The covariance by which g2 is multiplied before the update, or None.
     """
 
     tensors: Tensors
+    options: dict[str, Any]
     covariance: Covariance
     rho: float
+    update: Update | None
+    natural: Covariance | None
 
 
 class Perturbation(Protocol):

@@ -61,7 +61,6 @@ class Plan:
             Stale: Parameters or gradients no longer fit the plan.
         """
         for t in self.tensors:
-            t.check_in_place()
             t.read_gradients()
 
     def attach_fisher(self, t: Tensors, stored: bool) -> None:

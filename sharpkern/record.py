@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
@@ -15,7 +14,10 @@ from sharpkern.perturbation import Launch
 # Gradients of this many bytes are kept after the step without being asked for.
 KEPT_BYTES = 64 << 20
 
-_version = attrgetter("_version")
+
+def _versions(row: Sequence[Tensor | None]) -> list[int]:
+    """How often the outer gradients were written in place; whoever zeroes or accumulates does it to all of them."""
+    return [row[i]._version for i in (0, -1) if row[i] is not None]  # type: ignore[union-attr]
 
 
 class Gradients:
@@ -31,18 +33,11 @@ class Gradients:
         self._shape = [[g is None for g in row] for row in lists] if copied or not owned else None
         if copied:
             lists = [[None if g is None else g.clone() for g in row] for row in lists]
-        self._versions = [self._sum(row) for row in lists]
+        self._versions = list(map(_versions, lists))
         self._lists: Sequence[list[Any]] = lists
         self._owned = owned or copied
         if not self._owned:
             self._lists = [[None if g is None else weakref.ref(g) for g in row] for row in lists]
-
-    @staticmethod
-    def _sum(row: Sequence[Tensor | None]) -> int:
-        try:
-            return sum(map(_version, row))
-        except AttributeError:  # a None among them
-            return sum(g._version for g in row if g is not None)
 
     def lists(self) -> Sequence[list[Tensor | None]] | None:
         """The gradients, or None where they were freed or overwritten."""
@@ -51,7 +46,7 @@ class Gradients:
             lists = [[None if r is None else r() for r in row] for row in self._lists]
             if [[g is None for g in row] for row in lists] != self._shape:
                 return None
-        return lists if [self._sum(row) for row in lists] == self._versions else None
+        return lists if list(map(_versions, lists)) == self._versions else None
 
 
 class Record:

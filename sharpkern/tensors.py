@@ -1,23 +1,16 @@
 """The tensors that one launch covers, with their cached addresses.
 
 Between two steps weights, copies and state stay where they are, so their addresses are read once. Gradients are new
-after every backward pass; reading them is the largest term of a small model's step, so it is a few calls over lists.
+after every backward pass; reading them is the largest term of a small model's step, so the extension does it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
-
-_gradient = attrgetter("grad")
-_dtype = attrgetter("dtype")
-_address = Tensor.data_ptr
-_contiguous = Tensor.is_contiguous
-
 
 class Stale(Exception):
     """The parameters no longer are what the lists were made for: make them anew."""
@@ -39,6 +32,18 @@ def gradient_dtype(weight: Tensor) -> torch.dtype:
 def _layout(x: Tensor) -> tuple[int, ...]:
     """The strides that matter: those of dimensions longer than 1."""
     return tuple(stride for stride, n in zip(x.stride(), x.shape, strict=True) if n != 1)
+
+
+def _reader(params: list[Tensor], dtype: torch.dtype) -> Any:
+    """What reads gradients in one go, from torch 2.10 on and with the extension; otherwise they are read one by one."""
+    exchange_api = getattr(Tensor, "__dlpack_c_exchange_api__", None)
+    if exchange_api is None:
+        return None
+    try:
+        from sharpkern.backend.native._kernels import Reader
+    except ImportError:
+        return None
+    return Reader(exchange_api, params, str(dtype).removeprefix("torch."))
 
 
 class Tensors:
@@ -63,9 +68,9 @@ class Tensors:
             p.detach() if _layout(p) == _layout(torch.empty_like(p)) else torch.empty_like(p) for p in params
         ]
         self._gaps = [(p, w) for p, w in zip(params, self.weights, strict=True) if w.data_ptr() != p.data_ptr()]
-        self._addresses = list(map(_address, params))
+        self._addresses = [p.data_ptr() for p in params]
+        self._reader = None if self._gaps else _reader(self.params, self.gradient_dtype)
         self.gradient_bytes = sum(p.numel() for p in params) * self.gradient_dtype.itemsize
-        self._contiguous = all(map(_contiguous, self.weights))
         self.steps = torch.zeros(len(params), dtype=torch.float32, device=params[0].device)
         self.attached: dict[str, tuple[str | None, bool]] = {}  # by slot: name in the state, whether all have it
         self.saved: list[Tensor] = []
@@ -79,37 +84,23 @@ class Tensors:
         self.revision = 0  # of gradients
         self.handle: Any = None  # what a backend caches of the other lists; None once one of them changes
 
-    def check_in_place(self) -> None:
-        """Checks that the parameters lie where they lay.
-
-        Raises:
-            Stale: One does not.
-        """
-        if list(map(_address, self.params)) != self._addresses:
-            raise Stale
-
     def read_gradients(self) -> None:
         """Takes up the gradients as they stand.
 
         Raises:
             RuntimeError: One is sparse.
-            Stale: One has another dtype than before.
+            Stale: A parameter was moved, or a gradient has another dtype than before.
         """
-        gradients: list[Tensor | None] = list(map(_gradient, self.params))
-        try:
-            plain = (
-                self._contiguous
-                and all(map(_contiguous, gradients))  # type: ignore[arg-type]  # None is a TypeError, caught below
-                and list(map(_dtype, gradients)).count(self.gradient_dtype) == len(gradients)
-            )
-            addresses = list(map(_address, gradients)) if plain else []  # type: ignore[arg-type]
-        except (TypeError, RuntimeError):  # None, or sparse: told apart one by one
-            plain = False
-        if not plain:
-            gradients = [self._read(i, g) for i, g in enumerate(gradients)]
-            addresses = [0 if g is None else g.data_ptr() for g in gradients]
-        self.complete = plain or all(g is not None for g in gradients)
-        self.gradients, self.gradient_addresses = gradients, addresses
+        read = self._reader.read() if self._reader is not None else None
+        if read is not None:
+            self.gradients, self.gradient_addresses = read
+            self.complete = True
+        else:
+            if list(map(Tensor.data_ptr, self.params)) != self._addresses:
+                raise Stale
+            self.gradients = [self._read(i, p.grad) for i, p in enumerate(self.params)]
+            self.gradient_addresses = [0 if g is None else g.data_ptr() for g in self.gradients]
+            self.complete = all(g is not None for g in self.gradients)
         self.revision += 1
 
     def _read(self, index: int, gradient: Tensor | None) -> Tensor | None:
@@ -126,7 +117,7 @@ class Tensors:
         if gradient_dtype(self.params[index]) != self.gradient_dtype or gradient.shape != weight.shape:
             raise Stale
         if gradient.dtype == self.gradient_dtype and _layout(gradient) == _layout(weight):
-            return gradient.detach()
+            return gradient
         return torch.empty_like(weight, dtype=self.gradient_dtype).copy_(gradient.detach())
 
     def fit(self, state: Tensor, weight: Tensor) -> Tensor:

@@ -41,18 +41,28 @@ struct Scratch {
   double prepared_for = -1;  // the step count that `prepared` belongs to
 };
 
-// Calls visit(scratch, tensor, element, count) for every chunk of every tensor exactly once, from `threads` threads.
-template <class R, class Visit>
+enum class Order { forward, backward };
+
+// Calls visit(scratch, tensor, element, count) for every chunk of every tensor exactly once, from `threads` threads, in
+// the same parts in either order. A backward pass after a forward one finds in the cache what that one read last.
+template <class R, Order order = Order::forward, class Visit>
 void for_each_chunk(const Table& table, int threads, Visit visit) {
   if (table.size() == 0) return;
   const int n = table.cost.back() < kParallel ? 1 : std::max(threads, 1);
   const auto part = [&](std::size_t k) {
     Scratch<R> scratch;
     const Position begin = position(table, k, n), end = position(table, k + 1, n);
-    for (std::size_t t = begin.tensor; t <= end.tensor && t < table.size(); ++t) {
+    const std::size_t tensors = std::min(end.tensor + 1, table.size()) - begin.tensor;
+    for (std::size_t j = 0; j < tensors; ++j) {
+      const std::size_t t = begin.tensor + (order == Order::forward ? j : tensors - 1 - j);
       const std::size_t first = t == begin.tensor ? begin.element : 0;
       const std::size_t last = t == end.tensor ? end.element : table.numel[t];
-      for (std::size_t i = first; i < last; i += kChunk) visit(scratch, t, i, std::min(kChunk, last - i));
+      if (first >= last) continue;
+      const std::size_t chunks = (last - first + kChunk - 1) / kChunk;
+      for (std::size_t c = 0; c < chunks; ++c) {
+        const std::size_t i = first + (order == Order::forward ? c : chunks - 1 - c) * kChunk;
+        visit(scratch, t, i, std::min(kChunk, last - i));
+      }
     }
     _mm_sfence();  // streamed stores of this thread become visible before the region ends
   };

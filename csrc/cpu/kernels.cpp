@@ -12,21 +12,42 @@
 
 namespace sharpkern::SHARPKERN_ISA {
 
-// Sixty-four partial sums in a fixed order: the same bits whatever the vector width.
+constexpr std::size_t kStrip = 64;
+
+// How far ahead of the arithmetic memory is asked for. The processor's own prefetching keeps too few lines on the way
+// once a formula takes more than a few instructions a line.
+#ifndef SHARPKERN_AHEAD
+#define SHARPKERN_AHEAD 512
+#endif
+constexpr std::size_t kAhead = SHARPKERN_AHEAD;
+
+template <class R>
+static SHARPKERN_INLINE void prefetch(const R* strip) {
+  for (std::size_t line = 0; line < kStrip * sizeof(R); line += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(strip + kAhead) + line);
+}
+
+// Calls body(first, count) for strips of fixed length, then for what is left over.
+template <class Body>
+static SHARPKERN_INLINE void for_each_strip(std::size_t n, Body body) {
+  std::size_t i = 0;
+  for (; i + kStrip <= n; i += kStrip) body(i, kStrip);
+  if (i < n) body(i, n - i);
+}
+
+// Partial sums, one an element of the strip, in a fixed order: the same bits whatever the vector width.
 template <class R, class Covariance>
 static R norm(const double* scalars, const Block<R>& b) {
   const Covariance covariance(scalars);
-  constexpr std::size_t kLanes = 64;
-  R lanes[kLanes] = {};
-  const auto term = [&](std::size_t i) __attribute__((always_inline)) {
-    const R w = Covariance::kReadsWeight ? b.w[i] : R(0), f = Covariance::kState ? b.f[i] : R(0);
-    return sq_norm_at(covariance, w, b.g[i], f);
-  };
-  std::size_t i = 0;
-  for (; i + kLanes <= b.n; i += kLanes)
-    for (std::size_t j = 0; j < kLanes; ++j) lanes[j] += term(i + j);
-  for (std::size_t j = 0; i + j < b.n; ++j) lanes[j] += term(i + j);
-  for (std::size_t half = kLanes / 2; half; half /= 2)
+  R lanes[kStrip] = {};
+  for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
+    prefetch(b.g + i);
+    for (std::size_t j = 0; j < n; ++j) {
+      const R w = Covariance::kReadsWeight ? b.w[i + j] : R(0), f = Covariance::kState ? b.f[i + j] : R(0);
+      lanes[j] += sq_norm_at(covariance, w, b.g[i + j], f);
+    }
+  });
+  for (std::size_t half = kStrip / 2; half; half /= 2)
     for (std::size_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
   return lanes[0];
 }
@@ -34,28 +55,36 @@ static R norm(const double* scalars, const Block<R>& b) {
 template <class R, class Covariance>
 static void ascend(const double* scalars, R scale, const Block<R>& b) {
   const Covariance covariance(scalars);
-  const R* g = b.g;
+  for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
+    prefetch(b.g + i);
 #pragma GCC ivdep
-  for (std::size_t i = 0; i < b.n; ++i) {
-    R f = Covariance::kState ? b.f[i] : R(0);
-    b.out[i] = ascend_at(covariance, scale, b.w[i], g[i], f);
-    if (Covariance::kState) b.f_out[i] = f;
-  }
+    for (std::size_t j = i; j < i + n; ++j) {
+      R f = Covariance::kState ? b.f[j] : R(0);
+      b.out[j] = ascend_at(covariance, scale, b.w[j], b.g[j], f);
+      if (Covariance::kState) b.f_out[j] = f;
+    }
+  });
 }
 
 template <class R, class Base, class Preconditioner>
 static void descend(const double* prepared, const double* scalars, const Block<R>& b) {
   const Base base(prepared);
   const Preconditioner preconditioner(scalars);
+  for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
+    prefetch(b.g + i);
+    prefetch(b.w + i);
+    if (Base::kStates > 0) prefetch(b.m + i);
+    if (Base::kStates > 1) prefetch(b.v + i);
 #pragma GCC ivdep
-  for (std::size_t i = 0; i < b.n; ++i) {
-    R g = b.g[i];
-    if (Preconditioner::kState) g = preconditioner.s(R(0), b.f[i]) * g;
-    R m = Base::kStates > 0 ? b.m[i] : R(0), v = Base::kStates > 1 ? b.v[i] : R(0);
-    b.out[i] = base(b.w[i], g, m, v);
-    if (Base::kStates > 0) b.m[i] = m;
-    if (Base::kStates > 1) b.v[i] = v;
-  }
+    for (std::size_t j = i; j < i + n; ++j) {
+      R g = b.g[j];
+      if (Preconditioner::kState) g = preconditioner.s(R(0), b.f[j]) * g;
+      R m = Base::kStates > 0 ? b.m[j] : R(0), v = Base::kStates > 1 ? b.v[j] : R(0);
+      b.out[j] = base(b.w[j], g, m, v);
+      if (Base::kStates > 0) b.m[j] = m;
+      if (Base::kStates > 1) b.v[j] = v;
+    }
+  });
 }
 
 template <class R>

@@ -72,7 +72,7 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
   with_arithmetic(table, [&](auto zero) {
     using R = decltype(zero);
     const auto formula = known(launch.kernels->formulas(zero).ascend(covariance.c_str()), covariance);
-    for_each_chunk<R>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
+    for_each_chunk<R, Order::backward>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
       if (!table.at(kGradient, t)) return;
       char* weight = table.at(kWeight, t) + i * bytes(table.weight);
       move(launch.streaming, table.at(kSaved, t) + i * bytes(table.weight), weight, n * bytes(table.weight));

@@ -1,7 +1,13 @@
 from collections.abc import Sequence
 
+from torch import Tensor
+
 def instruction_sets() -> list[str]: ...
 def advise_huge_pages(address: int, bytes: int) -> None: ...
+
+class Reader:
+    def __init__(self, exchange_api: object, params: list[Tensor], gradient: str) -> None: ...
+    def read(self) -> tuple[list[Tensor | None], list[int]] | None: ...
 
 class Table:
     def __init__(
