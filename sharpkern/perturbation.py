@@ -38,6 +38,10 @@ class Launch:
 class Perturbation(Protocol):
     """How w + ε is reached from w."""
 
+    @property
+    def passes(self) -> int:
+        """How many backward passes a step takes."""
+
     def perturb_(self, ops: Ops, launches: Sequence[Launch], total: Tensor, track: bool) -> None:
         """w0 ← w, w ← w + ε. `total` is left at Σ s g²; `track` lets a stored Fisher diagonal move on."""
 
@@ -47,6 +51,8 @@ class WorstCase:
 
     The sum runs over every parameter of every group: one global norm, each parameter with its own s.
     """
+
+    passes = 2
 
     def perturb_(self, ops: Ops, launches: Sequence[Launch], total: Tensor, track: bool) -> None:
         total.zero_()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sharpkern import ops
 from sharpkern.base import Update
-from sharpkern.tensors import Stale, Tensors, gradient_dtype
+from sharpkern.tensors import Stale, Tensors, empty_like, gradient_dtype
 
 
 class Plan:
@@ -77,15 +77,23 @@ class Plan:
         if t.attached.get(slot, (None, True)) == (name, True):
             return
         new: list[Tensor | None] = [None] * len(t.params)
+        missing: list[int] = []
         for i, (p, w, g) in enumerate(zip(t.params, t.weights, t.gradients, strict=True)):
-            made = self._state[p].get(name) is not None if p in self._state else False
-            if name is None or not (made or everywhere or g is not None):
-                continue
-            state = self._state[p]
-            state[name] = new[i] = t.fit(state[name], w) if made else torch.zeros_like(w, dtype=t.state_dtype)
-            if slot == "m":  # torch's SGD does not count, but has a buffer after its first update
-                t.steps[i] = state.get("step", 1.0) if made else 0.0
-                state["step"] = t.steps[i]
+            if name is not None and p in self._state and self._state[p].get(name) is not None:
+                new[i] = t.fit(self._state[p][name], w)
+            elif name is not None and (everywhere or g is not None):
+                missing.append(i)
+        if missing:
+            zeros = empty_like([t.weights[i] for i in missing], t.state_dtype)
+            for i, x in zip(missing, zeros, strict=True):
+                new[i] = x.zero_()
+        for i, (p, x) in enumerate(zip(t.params, new, strict=True)):
+            if name is not None and x is not None:
+                state = self._state[p]
+                state[name] = x
+                if slot == "m":  # torch's SGD does not count, but has a buffer after its first update
+                    t.steps[i] = 0.0 if i in missing else state.get("step", 1.0)
+                    state["step"] = t.steps[i]
         setattr(t, slot, new)
         t.attached[slot] = (name, all(x is not None for x in new) or name is None)
         t.handle = None

@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_LINE = 32  # elements: at least a cache line of every dtype
+_HUGE = 4 << 20  # bytes from which huge pages are asked for
+
+
 class Stale(Exception):
     """The parameters no longer are what the lists were made for: make them anew."""
 
@@ -44,6 +48,34 @@ def _reader(params: list[Tensor], dtype: torch.dtype) -> Any:
     except ImportError:
         return None
     return Reader(exchange_api, params, str(dtype).removeprefix("torch."))
+
+
+def _advise_huge_pages(flat: Tensor) -> None:
+    """Huge pages under a large buffer on the CPU: fewer address translations, a third more bandwidth."""
+    if flat.device.type == "cpu" and flat.nbytes >= _HUGE:
+        try:
+            from sharpkern.backend.native._kernels import advise_huge_pages
+        except ImportError:
+            return
+        advise_huge_pages(flat.data_ptr(), flat.nbytes)
+
+
+def empty_like(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """A tensor for each weight, in its shape and layout, all in one allocation and each on a line of its own.
+
+    Args:
+        weights: Dense tensors on one device.
+        dtype: Of the new tensors.
+
+    Returns:
+        The tensors, not initialised.
+    """
+    starts = [0]
+    for w in weights:
+        starts.append(starts[-1] + -(-w.numel() // _LINE) * _LINE)
+    flat = torch.empty(starts[-1], dtype=dtype, device=weights[0].device)
+    _advise_huge_pages(flat)
+    return [flat.as_strided(w.shape, w.stride(), start) for w, start in zip(weights, starts, strict=False)]
 
 
 class Tensors:
@@ -139,7 +171,7 @@ class Tensors:
     def allocate_saved(self) -> None:
         """Makes room for the copy w0."""
         if not self.saved:
-            self.saved = [torch.empty_like(w) for w in self.weights]
+            self.saved = empty_like(self.weights, self.dtype)
             self.handle = None
 
     def set_source(self) -> None:

@@ -1,0 +1,48 @@
+# The commands people type. Nothing is needed beforehand but Python >= 3.10 and a C++17 compiler.
+#   make demo    trains the demo network with every method and leaves table, figure and CSV under runs/
+#   make test    all tests
+#   make lint    ruff and mypy
+#   make bench   whole steps against the peers; rows go to bench/data/step.csv
+#   TORCH=...    another torch, e.g. make test TORCH='torch==2.12.0'
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py $(shell find csrc -type f)
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/sharpkern train
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/lint.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/test.stamp
+	$(BIN)/python bench/step.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info sharpkern/backend/native/*.so
+
+$(VENV)/torch.stamp:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	@touch $@
+
+$(VENV)/demo.stamp: $(VENV)/torch.stamp $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train]'
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/demo.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,test]'
+	@touch $@
+
+$(VENV)/lint.stamp: $(VENV)/test.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,test,lint]'
+	@touch $@
+
+.PHONY: demo test lint bench clean
