@@ -14,17 +14,13 @@ namespace sharpkern::SHARPKERN_ISA {
 
 constexpr std::size_t kStrip = 64;
 
-// How far ahead of the arithmetic memory is asked for. The processor's own prefetching keeps too few lines on the way
-// once a formula takes more than a few instructions a line.
-#ifndef SHARPKERN_AHEAD
-#define SHARPKERN_AHEAD 512
-#endif
-constexpr std::size_t kAhead = SHARPKERN_AHEAD;
-
+// Asks for a strip of the next chunk while this one is computed. The processor's own prefetching keeps too few lines on
+// the way once a formula takes more than a few instructions a line. An address outside of all tensors does no harm.
 template <class R>
-static SHARPKERN_INLINE void prefetch(const R* strip) {
-  for (std::size_t line = 0; line < kStrip * sizeof(R); line += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(strip + kAhead) + line);
+static SHARPKERN_INLINE void prefetch(const R* strip, std::ptrdiff_t next) {
+  if (next == 0) return;
+  const char* line = reinterpret_cast<const char*>(strip) + next * std::ptrdiff_t(sizeof(R));
+  for (std::size_t i = 0; i < kStrip * sizeof(R); i += 64) __builtin_prefetch(line + i, 0, 2);
 }
 
 // Calls body(first, count) for strips of fixed length, then for what is left over.
@@ -41,7 +37,9 @@ static R norm(const double* scalars, const Block<R>& b) {
   const Covariance covariance(scalars);
   R lanes[kStrip] = {};
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
-    prefetch(b.g + i);
+    prefetch(b.g + i, b.next);
+    if (Covariance::kReadsWeight) prefetch(b.w + i, b.next);
+    if (Covariance::kState) prefetch(b.f + i, b.next);
     for (std::size_t j = 0; j < n; ++j) {
       const R w = Covariance::kReadsWeight ? b.w[i + j] : R(0), f = Covariance::kState ? b.f[i + j] : R(0);
       lanes[j] += sq_norm_at(covariance, w, b.g[i + j], f);
@@ -56,7 +54,9 @@ template <class R, class Covariance>
 static void ascend(const double* scalars, R scale, const Block<R>& b) {
   const Covariance covariance(scalars);
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
-    prefetch(b.g + i);
+    prefetch(b.g + i, b.next);
+    prefetch(b.w + i, b.next);
+    if (Covariance::kState) prefetch(b.f + i, b.next);
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       R f = Covariance::kState ? b.f[j] : R(0);
@@ -71,10 +71,10 @@ static void descend(const double* prepared, const double* scalars, const Block<R
   const Base base(prepared);
   const Preconditioner preconditioner(scalars);
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
-    prefetch(b.g + i);
-    prefetch(b.w + i);
-    if (Base::kStates > 0) prefetch(b.m + i);
-    if (Base::kStates > 1) prefetch(b.v + i);
+    prefetch(b.g + i, b.next);
+    prefetch(b.w + i, b.next);
+    if (Base::kStates > 0) prefetch(b.m + i, b.next);
+    if (Base::kStates > 1) prefetch(b.v + i, b.next);
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       R g = b.g[j];

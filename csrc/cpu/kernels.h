@@ -17,6 +17,7 @@ struct Block {
   R* m;            // state of the base update, or null
   R* v;
   std::size_t n;
+  std::ptrdiff_t next;  // where the next chunk lies, in elements from this one; 0 where all is in the cache
 };
 
 constexpr int kPreparedScalars = 8;

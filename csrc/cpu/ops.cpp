@@ -53,6 +53,7 @@ void sq_norm(Table& table, const Launch& launch, const std::string& covariance, 
       if (!table.at(kGradient, t)) return;
       Block<R> b{};
       b.n = n;
+      b.next = launch.streaming ? std::ptrdiff_t(kChunk) : 0;
       b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
       if (formula.reads_weight)
         b.w = load(*launch.kernels, table.weight, table.at(kWeight, t) + i * bytes(table.weight), scratch.w, n);
@@ -79,6 +80,7 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       if (scale == 0 && !formula.state) return;  // w + 0 would turn -0 into 0
       Block<R> b{};
       b.n = n;
+      b.next = launch.streaming ? -std::ptrdiff_t(kChunk) : 0;
       b.w = load(*launch.kernels, table.weight, weight, scratch.w, n);
       b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
       b.out = scale == 0 ? scratch.out : const_cast<R*>(b.w);
@@ -117,6 +119,7 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
       }
       Block<R> b{};
       b.n = n;
+      b.next = launch.streaming ? std::ptrdiff_t(kChunk) : 0;
       b.w = load(*launch.kernels, table.weight, source, scratch.w, n);
       b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
       if (formula.natural) b.f = reinterpret_cast<const R*>(table.at(kFisher, t)) + i;
