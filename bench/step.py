@@ -65,7 +65,7 @@ def two_passes(optimizer: Any) -> Step:
 def update_alone(shapes: list[Shape], update: Any) -> Step:
     """The fused second half: restore and base update."""
     params = parameters(shapes)
-    names = dict(lr=1e-3, momentum=0.9) if isinstance(update, SGD) else dict(lr=1e-3)
+    names = {"lr": 1e-3, "momentum": 0.9} if isinstance(update, SGD) else {"lr": 1e-3}
     optimizer = sharpkern.SAM(params, torch.optim.SGD if isinstance(update, SGD) else torch.optim.AdamW, **names)
     two_passes(optimizer)()
     plan = optimizer._plan
@@ -155,17 +155,27 @@ def report(name: str, shapes: list[Shape], seconds: dict[str, list[float]]) -> l
     copy = seconds.get("streaming copy")
     rows = []
     for candidate, times in seconds.items():
-        p20, p50, p80 = statistics.quantiles(times, n=5)[0], statistics.median(times), statistics.quantiles(times, n=5)[3]
+        p20, p50, p80 = (
+            statistics.quantiles(times, n=5)[0],
+            statistics.median(times),
+            statistics.quantiles(times, n=5)[3],
+        )
         size = 8 * COPY_ELEMENTS if candidate == "streaming copy" else BYTES.get(candidate, 0) * count
         pairs = zip(times, copy or times, strict=True)
-        share = statistics.median(size / t / (8 * COPY_ELEMENTS / c) for t, c in pairs) if copy and size else float("nan")
+        share = (
+            statistics.median(size / t / (8 * COPY_ELEMENTS / c) for t, c in pairs) if copy and size else float("nan")
+        )
         row = {"shapes": name, "parameters": count, "tensors": len(shapes), "figure": candidate, "unit": "ms"}
         rows.append({**row, "p20": p20 * 1e3, "p50": p50 * 1e3, "p80": p80 * 1e3, "share_of_copy": share})
         of_copy = f"{share:7.1%} of the copy's rate" if share == share else ""
         print(f"  {candidate:20} {p50 * 1e3:9.3f} ms  (p20 {p20 * 1e3:.3f}, p80 {p80 * 1e3:.3f}) {of_copy}")
     for figure, (ours, theirs) in FIGURES.items():
         ratios = [a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
-        p20, p50, p80 = statistics.quantiles(ratios, n=5)[0], statistics.median(ratios), statistics.quantiles(ratios, n=5)[3]
+        p20, p50, p80 = (
+            statistics.quantiles(ratios, n=5)[0],
+            statistics.median(ratios),
+            statistics.quantiles(ratios, n=5)[3],
+        )
         row = {"shapes": name, "parameters": count, "tensors": len(shapes), "figure": figure, "unit": "ratio"}
         rows.append({**row, "p20": p20, "p50": p50, "p80": p80, "share_of_copy": float("nan")})
         print(f"  {p50:6.3f}  {figure}")

@@ -10,6 +10,12 @@
 
 namespace sharpkern::SHARPKERN_ISA {
 
+// g + weight_decay w0; without decay an infinite weight leaves g alone, as in torch
+template <class R>
+SHARPKERN_INLINE R decayed(R weight_decay, R w0, R g) {
+  return weight_decay == R(0) ? g : fused(weight_decay, w0, g);
+}
+
 // options: lr, momentum, dampening, weight_decay, sign (-1 maximises)
 struct SgdScalars {
   static void prepare(const double* o, double step, double* out) {
@@ -28,7 +34,7 @@ struct Sgd : SgdScalars {
   R lr, weight_decay, sign;
   explicit Sgd(const double* p) : lr(R(p[0])), weight_decay(R(p[3])), sign(R(p[4])) {}
   SHARPKERN_INLINE R operator()(R w0, R g, R&, R&) const {
-    return fused(-lr, fused(weight_decay, w0, sign * g), w0);
+    return fused(-lr, decayed(weight_decay, w0, sign * g), w0);
   }
 };
 
@@ -40,7 +46,7 @@ struct Momentum : SgdScalars {
   explicit Momentum(const double* p)
       : lr(R(p[0])), momentum(R(p[1])), fresh(R(p[2])), weight_decay(R(p[3])), sign(R(p[4])) {}
   SHARPKERN_INLINE R operator()(R w0, R g, R& m, R&) const {
-    g = fused(weight_decay, w0, sign * g);
+    g = decayed(weight_decay, w0, sign * g);
     m = fused(fresh, g, momentum * m);
     return fused(-lr, kNesterov ? fused(momentum, m, g) : m, w0);
   }
@@ -70,7 +76,7 @@ struct Adam {
     if (kDecoupled) {
       w0 = w0 * shrink;
     } else {
-      g = fused(weight_decay, w0, g);
+      g = decayed(weight_decay, w0, g);
     }
     m = fresh1 < R(0.5) ? fused(fresh1, g - m, m) : fused(fresh1 - R(1), g - m, g);
     v = fused(fresh2 * g, g, beta2 * v);

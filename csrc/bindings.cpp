@@ -70,7 +70,7 @@ class Reader {
         return py::none();
       }
       if (!expected(found) || !dlpack::same_layout(found, weight)) return py::none();
-      PyList_SET_ITEM(addresses.ptr(), Py_ssize_t(i), PyLong_FromVoidPtr(found.address()));
+      PyList_SET_ITEM(addresses.ptr(), Py_ssize_t(i), PyLong_FromVoidPtr(found.address() ? found.address() : kEmpty));
       PyList_SET_ITEM(gradients.ptr(), Py_ssize_t(i), gradient.release().ptr());
     }
     return py::make_tuple(gradients, addresses);
@@ -88,6 +88,9 @@ class Reader {
     return tensor.lanes == 1 && tensor.bits == 8 * sharpkern::bytes(dtype_) &&
            tensor.code == (dtype_ == sharpkern::DType::bf16 ? kBfloat : kFloat);
   }
+
+  // stands for the address of a gradient without elements: 0 would say that there is no gradient
+  static inline char* const kEmpty = reinterpret_cast<char*>(1);
 
   const dlpack::ExchangeApi* api_;
   py::list params_;

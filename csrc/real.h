@@ -38,8 +38,9 @@ SHARPKERN_INLINE double fused(double a, double b, double c) {
 #endif
 }
 
-// 1/x within 1 ulp for normal x below 2^126. A division would take longer than memory does to deliver its operands; the
-// integer difference negates the exponent and starts within 5.1 %; one Halley step cubes that error, one Newton step squares it.
+// 1/x within 1 ulp (2 without FMA) for normal x below 2^125. A division would take longer than memory does to deliver its operands. The
+// integer difference negates the exponent and starts within 5.1 %; a Halley step cubes that error, a Newton step squares
+// what is left.
 SHARPKERN_INLINE float reciprocal(float x) {
 #if defined(__CUDACC__)
   return 1.0f / x;

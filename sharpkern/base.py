@@ -38,6 +38,11 @@ def _sign(maximize: bool) -> float:
     return -1.0 if maximize else 1.0
 
 
+def _decayed(g: Tensor, w0: Tensor, weight_decay: float) -> Tensor:
+    """g + weight_decay w0; without decay an infinite weight leaves g alone, as in torch."""
+    return g.add(w0, alpha=weight_decay) if weight_decay else g
+
+
 @dataclass(frozen=True)
 class SGD:
     """d = g + weight_decay w0;  m ← momentum m + (1 - dampening) d, at first m = d;  w = w0 - lr m.
@@ -67,7 +72,7 @@ class SGD:
         return ("momentum_buffer",) if self.momentum else ()
 
     def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
-        d = (_sign(self.maximize) * g).add(w0, alpha=self.weight_decay)
+        d = _decayed(_sign(self.maximize) * g, w0, self.weight_decay)
         if self.momentum == 0 or m is None:
             return w0.add(d, alpha=-self.lr)
         m.mul_(self.momentum).add_(d, alpha=1.0 if step == 0 else 1 - self.dampening)
@@ -108,7 +113,7 @@ class Adam:
         if self.decoupled:
             w0 = w0 * (1 - self.lr * self.weight_decay)
         else:
-            g = g.add(w0, alpha=self.weight_decay)
+            g = _decayed(g, w0, self.weight_decay)
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         root = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(self.eps)

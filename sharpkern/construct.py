@@ -30,6 +30,9 @@ def base_defaults(
         options: Its options.
         own: Options that sharpkern's class takes itself, for the message.
 
+    Returns:
+        Every option of the torch optimizer.
+
     Raises:
         TypeError: The class is no optimizer class, or does not take one of the options.
     """
@@ -99,8 +102,8 @@ def check_options(group: Mapping[str, Any], callable_fisher: bool) -> None:
             raise ValueError(f"{name}={group[name]!r}: wanted one of {', '.join(map(repr, names))}{extra}")
     if group.get("fisher") == "callable" and not callable_fisher:
         raise ValueError(
-            "fisher='callable' stands for a callable, and this optimizer has none: give the callable itself as fisher=..., "
-            "also to an optimizer that loads the checkpoint of one that had it"
+            "fisher='callable' stands for a callable, and this optimizer has none: give the callable itself as "
+            "fisher=..., also to an optimizer that loads the checkpoint of one that had it"
         )
 
 

@@ -124,10 +124,8 @@ def asam(group: dict[str, Any]) -> Covariance:
 
 
 def fisher_sam(group: dict[str, Any]) -> Covariance:
-    """The covariance of Fisher SAM.
-
-    A natural gradient needs in the second pass the f of the first, so f = g² is stored then.
-    """
+    """The covariance of Fisher SAM."""
+    # a natural gradient needs in the second pass the f of the first: f = g² is stored then
     source = group["fisher"]
     stored = {"batch": 1.0 if group["natural_gradient"] else None, "average": group["beta"], "callable": 0.0}
     return Fisher(float(group["eta"]), group["damping"], stored[source])

@@ -67,6 +67,12 @@ class BackendStatus:
 def load(name: str) -> Ops:
     """The backend of that name.
 
+    Args:
+        name: One of `NAMES`.
+
+    Returns:
+        Its module.
+
     Raises:
         ValueError: There is none.
     """
@@ -76,7 +82,14 @@ def load(name: str) -> Ops:
 
 
 def choose(name: str, device: torch.device) -> tuple[str, str | None]:
-    """The name of the backend to use on a device, and why "auto" did not take one before it.
+    """Picks the backend to use on a device.
+
+    Args:
+        name: "auto" or one of `NAMES`.
+        device: Where the parameters are.
+
+    Returns:
+        Its name, and why "auto" took none before it, or None.
 
     Raises:
         ValueError: There is no such backend.
@@ -100,6 +113,9 @@ def choose(name: str, device: torch.device) -> tuple[str, str | None]:
 
 def backends() -> list[BackendStatus]:
     """Every backend on every device at hand, and why not where it cannot be used.
+
+    Returns:
+        One status a backend and device, in the order in which "auto" tries them.
 
     Example:
         >>> [b.name for b in backends() if b.usable and b.device == "cpu"][-1]

@@ -21,6 +21,7 @@ from sharpkern.perturbation import Launch, Perturbation, WorstCase
 from sharpkern.plan import Plan, read_gradients
 from sharpkern.record import Record
 from sharpkern.tensors import Stale, Tensors
+from sharpkern.wrapped import lent
 
 
 class SharpnessAware(torch.optim.Optimizer):
@@ -90,7 +91,7 @@ class SharpnessAware(torch.optim.Optimizer):
             param_group: `params` and options.
 
         Raises:
-            ValueError: An option is out of range, a parameter stands in two groups, or its dtype or device does not fit.
+            ValueError: An option is out of range, a parameter stands in two groups, or one cannot be taken.
         """
         for name, value in self.defaults.items():
             param_group.setdefault(name, value)
@@ -114,7 +115,8 @@ class SharpnessAware(torch.optim.Optimizer):
         if not perturbed and self._perturbed is not None:
             after = "second_step() or restore()" if self._perturbed == "first_step()" else "restore()"
             raise RuntimeError(
-                f"{what} wants the weights themselves and they stand perturbed since {self._perturbed}: call {after} first"
+                f"{what} wants the weights themselves and they stand perturbed since {self._perturbed}: "
+                f"call {after} first"
             )
 
     def _launch(self, t: Tensors, last: Launch | None) -> Launch:
@@ -225,39 +227,11 @@ class SharpnessAware(torch.optim.Optimizer):
         self._restore(plan)
         if not bool(plan.total.isfinite()) or not (second is None or bool(second.isfinite())):
             return
-        with self._lent():
+        with lent(self.param_groups, self.state, self._launches, self._hidden):
             self.base_optimizer.step()
         for launch in self._launches:
             launch.tensors.gather()
         plan.counted()
-
-    @contextmanager
-    def _lent(self) -> Generator[None]:
-        """Groups, state and gradients as the torch optimizer wants them.
-
-        An option of ours that hides one of its own (Adadelta has a rho) gives way to its default; the Fisher diagonal
-        leaves the state, since torch makes its own where it finds none at all; g2 becomes s g2.
-        """
-        hidden = [{name: group[name] for name in self._hidden} for group in self.param_groups]
-        fisher = {p: state.pop("fisher") for p, state in self.state.items() if "fisher" in state}
-        gradients = {}
-        for launch in self._launches:
-            natural = launch.natural
-            for p in launch.tensors.params if natural is not None else ():
-                if p.grad is not None:
-                    gradients[p] = p.grad
-                    p.grad = cast(Covariance, natural).s(p, fisher[p]).to(p.grad.dtype) * p.grad
-        try:
-            for group in self.param_groups:
-                group.update(self._hidden)
-            yield
-        finally:
-            for group, own in zip(self.param_groups, hidden, strict=True):
-                group.update(own)
-            for p, f in fisher.items():
-                self.state[p]["fisher"] = f
-            for p, g in gradients.items():
-                p.grad = g
 
     # What users call -------------------------------------------------------------------------------------------------
 
@@ -320,8 +294,8 @@ class SharpnessAware(torch.optim.Optimizer):
         self._wants(False, "step()")
         if closure is None:
             raise RuntimeError(
-                "step() wants a closure that zeroes the gradients, computes the loss, calls backward and returns the loss, "
-                "since a step takes two passes. Without one call first_step() and second_step()"
+                "step() wants a closure that zeroes the gradients, computes the loss, calls backward and returns the "
+                "loss, since a step takes two passes. Without one call first_step() and second_step()"
             )
         with torch.enable_grad():
             loss = closure()

@@ -85,8 +85,8 @@ class Plan:
                 missing.append(i)
         if missing:
             zeros = empty_like([t.weights[i] for i in missing], t.state_dtype)
-            for i, x in zip(missing, zeros, strict=True):
-                new[i] = x.zero_()
+            for i, zero in zip(missing, zeros, strict=True):
+                new[i] = zero.zero_()
         for i, (p, x) in enumerate(zip(t.params, new, strict=True)):
             if name is not None and x is not None:
                 state = self._state[p]
@@ -108,6 +108,9 @@ def read_gradients(plan: Plan | None, groups: Sequence[dict[str, Any]], state: A
         groups: The parameter groups.
         state: The optimizer's state.
         backend: The backend asked for.
+
+    Returns:
+        The plan.
 
     Raises:
         RuntimeError: A gradient is sparse or does not have the shape of its parameter.

@@ -91,8 +91,8 @@ class Record:
         lists = self._first.lists() if self._first is not None else None
         if lists is None and batch:
             raise RuntimeError(
-                "covariance() with f = g² wants the gradients of the last first pass, and they were freed or overwritten. "
-                "From the next first pass on they are kept: call covariance() again after it"
+                "covariance() with f = g² wants the gradients of the last first pass, and they were freed or "
+                "overwritten. From the next first pass on they are kept: call covariance() again after it"
             )
         gradients = lists[index] if lists is not None else [None] * len(t.params)
         for i, p in enumerate(t.params):

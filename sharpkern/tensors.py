@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_EMPTY = 1  # stands for the address of a gradient without elements: 0 would say that there is no gradient
 _LINE = 32  # elements: at least a cache line of every dtype
 _HUGE = 4 << 20  # bytes from which huge pages are asked for
 
@@ -131,7 +132,7 @@ class Tensors:
             if list(map(Tensor.data_ptr, self.params)) != self._addresses:
                 raise Stale
             self.gradients = [self._read(i, p.grad) for i, p in enumerate(self.params)]
-            self.gradient_addresses = [0 if g is None else g.data_ptr() for g in self.gradients]
+            self.gradient_addresses = [0 if g is None else g.data_ptr() or _EMPTY for g in self.gradients]
             self.complete = all(g is not None for g in self.gradients)
         self.revision += 1
 
