@@ -91,8 +91,10 @@ class SharpnessAware(torch.optim.Optimizer):
             param_group: `params` and options.
 
         Raises:
+            RuntimeError: The weights stand perturbed.
             ValueError: An option is out of range, a parameter stands in two groups, or one cannot be taken.
         """
+        self._wants(False, "add_param_group()")
         for name, value in self.defaults.items():
             param_group.setdefault(name, value)
         super().add_param_group(param_group)
@@ -152,12 +154,12 @@ class SharpnessAware(torch.optim.Optimizer):
             t.gather()
         self._set_fisher()
         self.perturbation.perturb_(plan.ops, launches, plan.total, track)
+        self._perturbed = what
         for t in plan.tensors:
             t.scatter()
         self._record.first(launches, track)
         for t in plan.tensors:
             t.release()
-        self._perturbed = what
         if self._model is not None:
             self._statistics = Snapshot(self._model)
 
@@ -303,10 +305,11 @@ class SharpnessAware(torch.optim.Optimizer):
         try:
             with torch.enable_grad():
                 perturbed_loss = closure()
+            self.second_step()
         except BaseException:
-            self.restore()
+            if self._perturbed is not None:
+                self.restore()
             raise
-        self.second_step()
         self._record.losses(loss, perturbed_loss)
         return loss
 

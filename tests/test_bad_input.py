@@ -296,3 +296,31 @@ def test_a_sparse_embedding_is_refused_in_a_whole_step(backend: str) -> None:
     with pytest.raises(RuntimeError, match=r"(?i)sparse"):
         optimizer.step(closure)
     assert same([table.weight], before)
+
+
+def test_a_group_is_not_added_to_perturbed_weights(backend: str) -> None:
+    params = parameters(network_weights(SEED))
+    optimizer = sharpkern.SAM(params[:2], lr=0.1, backend=backend)
+    give_gradients(params, SEED, 1)
+    optimizer.first_step()
+    with pytest.raises(RuntimeError, match="second_step"):
+        optimizer.add_param_group({"params": params[2:]})
+    optimizer.second_step()
+    optimizer.add_param_group({"params": params[2:]})
+
+
+def test_an_option_that_turns_bad_in_the_second_pass_leaves_the_weights(backend: str) -> None:
+    params = parameters(network_weights(SEED))
+    optimizer = sharpkern.SAM(params, lr=0.1, backend=backend)
+    before = [p.detach().clone() for p in params]
+    loss, calls = network_loss(SEED, 0), []
+
+    def closure() -> Tensor:
+        calls.append(1)
+        optimizer.param_groups[0]["lr"] = 0.1 if len(calls) == 1 else -0.1
+        value: Tensor = closure_of(optimizer, params, loss)()
+        return value
+
+    with pytest.raises(ValueError, match="lr"):
+        optimizer.step(closure)
+    assert same(params, before)

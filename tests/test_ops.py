@@ -276,10 +276,11 @@ def test_the_norm_is_repeatable(covariance: str, dtypes: str, backend: str) -> N
 def test_a_step_has_the_same_bits_on_any_number_of_threads(update: Update, dtypes: str, backend: str) -> None:
     results, covariance = [], COVARIANCES["additive-average"][0]
     for threads in (1, 2, 3):
+        case = Lists(dtypes, 13, (0, 17, 2049, 65537))
         torch.set_num_threads(threads)
-        case = Lists(dtypes, 13)
         ops.load(backend).ascend_(case.t, covariance, 0.5, scalar(1.9), True)
         descend(backend, case, update, 1.9)
+        torch.set_num_threads(1)
         results.append([arena.flat() for arena in case.arenas.values()])
         assert case.changed() <= {"weight", "saved", "fisher", "m", "v", "steps"}
     for one, *others in zip(*results, strict=True):
