@@ -31,7 +31,7 @@ MOMENTUM = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 ADAMW = {"lr": 1e-3}
 COPY_ELEMENTS = 1 << 28  # 1 GiB read and 1 GiB written
 
-# figure: (candidate, against, bar); every figure is a ratio of times measured in the same turns
+# Every figure is a ratio of the times of two candidates in the same turn.
 FIGURES = {
     "SAM + SGD momentum / pytorch_optimizer SAM + SGD(foreach)": ("SAM sgd", "peer SAM sgd"),
     "Fisher SAM / SAM": ("FisherSAM sgd", "SAM sgd"),
@@ -133,6 +133,12 @@ def measure(steps: Mapping[str, Step], repeats: int, calls: int) -> dict[str, li
     return seconds
 
 
+def spread(values: list[float]) -> tuple[float, float, float]:
+    """The 20th, 50th and 80th percentile."""
+    fifths = statistics.quantiles(values, n=5, method="inclusive")
+    return fifths[0], statistics.median(values), fifths[3]
+
+
 def machine() -> dict[str, str]:
     """Where and with what the rows were measured."""
     cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "?: ?")
@@ -155,11 +161,7 @@ def report(name: str, shapes: list[Shape], seconds: dict[str, list[float]]) -> l
     copy = seconds.get("streaming copy")
     rows = []
     for candidate, times in seconds.items():
-        p20, p50, p80 = (
-            statistics.quantiles(times, n=5)[0],
-            statistics.median(times),
-            statistics.quantiles(times, n=5)[3],
-        )
+        p20, p50, p80 = spread(times)
         size = 8 * COPY_ELEMENTS if candidate == "streaming copy" else BYTES.get(candidate, 0) * count
         pairs = zip(times, copy or times, strict=True)
         share = (
@@ -171,11 +173,7 @@ def report(name: str, shapes: list[Shape], seconds: dict[str, list[float]]) -> l
         print(f"  {candidate:20} {p50 * 1e3:9.3f} ms  (p20 {p20 * 1e3:.3f}, p80 {p80 * 1e3:.3f}) {of_copy}")
     for figure, (ours, theirs) in FIGURES.items():
         ratios = [a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
-        p20, p50, p80 = (
-            statistics.quantiles(ratios, n=5)[0],
-            statistics.median(ratios),
-            statistics.quantiles(ratios, n=5)[3],
-        )
+        p20, p50, p80 = spread(ratios)
         row = {"shapes": name, "parameters": count, "tensors": len(shapes), "figure": figure, "unit": "ratio"}
         rows.append({**row, "p20": p20, "p50": p50, "p80": p80, "share_of_copy": float("nan")})
         print(f"  {p50:6.3f}  {figure}")
