@@ -71,23 +71,9 @@ void for_each_chunk(const Table& table, int threads, Visit visit) {
   for (int k = 0; k < n; ++k) part(k);
 }
 
-// Copies bytes past the cache: for data that is not read again soon.
-inline void stream(void* to, const void* from, std::size_t bytes) {
-  char* out = static_cast<char*>(to);
-  const char* in = static_cast<const char*>(from);
-  const std::size_t head = std::min(bytes, (64 - reinterpret_cast<std::uintptr_t>(out) % 64) % 64);
-  std::memcpy(out, in, head);
-  std::size_t i = head;
-  for (; i + 64 <= bytes; i += 64)
-    for (std::size_t j = 0; j < 64; j += 16)
-      _mm_stream_si128(reinterpret_cast<__m128i*>(out + i + j),
-                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i + j)));
-  std::memcpy(out + i, in + i, bytes - i);
-}
-
-inline void move(bool streaming, void* to, const void* from, std::size_t bytes) {
+inline void move(const Kernels& kernels, bool streaming, void* to, const void* from, std::size_t bytes) {
   if (streaming) {
-    stream(to, from, bytes);
+    kernels.stream(to, from, bytes);
   } else {
     std::memcpy(to, from, bytes);
   }
@@ -113,10 +99,10 @@ void store(const Kernels& kernels, bool streaming, DType dtype, char* at, const 
     if (dtype != DType::f32) {
       alignas(64) std::uint16_t half[kChunk];
       (dtype == DType::bf16 ? kernels.to_bf16 : kernels.to_f16)(values, half, n);
-      return move(streaming, at, half, n * 2);
+      return move(kernels, streaming, at, half, n * 2);
     }
   }
-  move(streaming, at, values, n * sizeof(R));
+  move(kernels, streaming, at, values, n * sizeof(R));
 }
 
 }  // namespace sharpkern::cpu

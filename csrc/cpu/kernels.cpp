@@ -6,6 +6,7 @@
 
 #include "../select.h"
 #include "half.h"
+#include "stream.h"
 
 #define SHARPKERN_STRING_(x) #x
 #define SHARPKERN_STRING(x) SHARPKERN_STRING_(x)
@@ -126,6 +127,6 @@ constexpr Formulas<R> formulas() {
 }
 
 extern const Kernels kernels = {SHARPKERN_STRING(SHARPKERN_ISA), formulas<float>(), formulas<double>(),
-                                &from_bf16, &from_f16, &to_bf16, &to_f16};
+                                &from_bf16, &from_f16, &to_bf16, &to_f16, &stream};
 
 }  // namespace sharpkern::SHARPKERN_ISA

@@ -57,6 +57,7 @@ struct Kernels {
   void (*from_f16)(const std::uint16_t* in, float* out, std::size_t n);
   void (*to_bf16)(const float* in, std::uint16_t* out, std::size_t n);
   void (*to_f16)(const float* in, std::uint16_t* out, std::size_t n);
+  void (*stream)(void* to, const void* from, std::size_t bytes);
 
   const Formulas<float>& formulas(float) const { return f32; }
   const Formulas<double>& formulas(double) const { return f64; }

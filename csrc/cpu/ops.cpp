@@ -76,7 +76,7 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
     for_each_chunk<R, Order::backward>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
       if (!table.at(kGradient, t)) return;
       char* weight = table.at(kWeight, t) + i * bytes(table.weight);
-      move(launch.streaming, table.at(kSaved, t) + i * bytes(table.weight), weight, n * bytes(table.weight));
+      move(*launch.kernels, launch.streaming, table.at(kSaved, t) + i * bytes(table.weight), weight, n * bytes(table.weight));
       if (scale == 0 && !formula.state) return;  // w + 0 would turn -0 into 0
       Block<R> b{};
       b.n = n;
@@ -110,7 +110,7 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
       char* weight = table.at(kWeight, t) + at;
       const char* source = table.at(kSource, t) + at;
       if (!table.at(kGradient, t)) {
-        if (source != weight) move(launch.streaming, weight, source, n * bytes(table.weight));
+        if (source != weight) move(*launch.kernels, launch.streaming, weight, source, n * bytes(table.weight));
         return;
       }
       if (scratch.prepared_for != steps[t]) {
@@ -141,7 +141,7 @@ void restore(Table& table, const Launch& launch, const double* total) {
     const std::size_t at = i * bytes(table.weight);
     const char* source = table.at(kSource, t) + at;
     char* weight = table.at(kWeight, t) + at;
-    if (source != weight) move(launch.streaming, weight, source, n * bytes(table.weight));
+    if (source != weight) move(*launch.kernels, launch.streaming, weight, source, n * bytes(table.weight));
   });
 }
 
