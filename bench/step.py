@@ -10,6 +10,7 @@ import argparse
 import csv
 import datetime
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -119,10 +120,11 @@ def extra_bytes(shapes: list[Shape]) -> float:
 
 
 def measure(steps: Mapping[str, Step], repeats: int, calls: int) -> dict[str, list[float]]:
-    """Seconds a step, by candidate and turn."""
+    """Seconds a step, by candidate and turn; the order changes from turn to turn, so that nobody gains by it."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(-2, repeats):
-        for name, step in steps.items():
+        for name in random.Random(turn).sample(list(steps), len(steps)):
+            step = steps[name]
             for _ in range(min(calls, 3) if calls > 1 else 0):
                 step()
             begin = time.perf_counter()

@@ -22,7 +22,32 @@ UNITS = 8.0
 # A term of the norm is the end of 8 roundings. A chunk of 512 is added up in 64 lanes of 8, then in 6 halvings.
 NORM_UNITS = (8 + 32 + 6) / 2
 
-SIZES = (0, 1, 3, 4, 7, 8, 15, 16, 17, 255, 256, 257, 511, 512, 513, 2047, 2048, 2049, 4095, 4096, 4097, 65535, 65536, 65537)
+SIZES = (
+    0,
+    1,
+    3,
+    4,
+    7,
+    8,
+    15,
+    16,
+    17,
+    255,
+    256,
+    257,
+    511,
+    512,
+    513,
+    2047,
+    2048,
+    2049,
+    4095,
+    4096,
+    4097,
+    65535,
+    65536,
+    65537,
+)
 
 # Of the weights and of the gradients.
 DTYPES = {
