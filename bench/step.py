@@ -193,11 +193,10 @@ def main() -> None:
     for name in args.shapes:
         shapes = SHAPES[name]()
         large = sum(torch.Size(shape).numel() for shape in shapes) > 1 << 22
-        if large:
-            extra = extra_bytes(shapes)
         seconds = measure(candidates(shapes, large), args.repeats or (21 if large else 100), 1 if large else 5)
         rows += report(name, shapes, seconds)
         if large:
+            extra = extra_bytes(shapes)
             print(f"  {extra:6.3f}  bytes a parameter between the passes, beyond weights, gradients and base state")
             memory = {"shapes": name, "parameters": rows[-1]["parameters"], "tensors": len(shapes)}
             rows.append({**memory, "figure": "extra memory between the passes", "unit": "B/param", "p50": extra})
