@@ -19,7 +19,7 @@ from sharpkern.tensors import Tensors
 # An output is the end of at most 16 roundings of scalars and intermediate results, each half a unit of the arithmetic
 # at the size of what was added up; a weight narrower than the arithmetic is then rounded once more, to the nearest.
 UNITS = 8.0
-# A term of the norm is the end of 8 roundings. A chunk of 512 is added up in 64 lanes of 8, then in 6 halvings.
+# A term of the norm is the end of 8 roundings. A chunk of 2048 is added up in 64 lanes of 32, then in 6 halvings.
 NORM_UNITS = (8 + 32 + 6) / 2
 
 SIZES = (

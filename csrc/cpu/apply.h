@@ -44,8 +44,9 @@ struct Scratch {
 enum class Order { forward, backward };
 
 // Calls visit(scratch, tensor, element, count) for every chunk of every tensor exactly once, from `threads` threads, in
-// the same parts in either order. A backward pass after a forward one finds in the cache what that one read last.
-template <class R, Order order = Order::forward, class Visit>
+// the same parts in either order. A backward pass after a forward one finds in the cache what that one read last. With
+// a smaller chunk reads and streamed writes alternate faster; kChunk has to be a multiple of it.
+template <class R, Order order = Order::forward, std::size_t chunk = kChunk, class Visit>
 void for_each_chunk(const Table& table, int threads, Visit visit) {
   if (table.size() == 0) return;
   const int n = table.cost.back() < kParallel ? 1 : std::max(threads, 1);
@@ -58,10 +59,10 @@ void for_each_chunk(const Table& table, int threads, Visit visit) {
       const std::size_t first = t == begin.tensor ? begin.element : 0;
       const std::size_t last = t == end.tensor ? end.element : table.numel[t];
       if (first >= last) continue;
-      const std::size_t chunks = (last - first + kChunk - 1) / kChunk;
+      const std::size_t chunks = (last - first + chunk - 1) / chunk;
       for (std::size_t c = 0; c < chunks; ++c) {
-        const std::size_t i = first + (order == Order::forward ? c : chunks - 1 - c) * kChunk;
-        visit(scratch, t, i, std::min(kChunk, last - i));
+        const std::size_t i = first + (order == Order::forward ? c : chunks - 1 - c) * chunk;
+        visit(scratch, t, i, std::min(chunk, last - i));
       }
     }
     _mm_sfence();  // streamed stores of this thread become visible before the region ends

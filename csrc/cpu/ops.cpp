@@ -8,6 +8,8 @@ namespace sharpkern::cpu {
 
 namespace {
 
+constexpr std::size_t kUpdateChunk = 512;
+
 // Calls run with a float or a double: the arithmetic type of the table.
 template <class Run>
 void with_arithmetic(const Table& table, Run run) {
@@ -105,7 +107,7 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
     using R = decltype(zero);
     const auto formula =
         known(launch.kernels->formulas(zero).descend(base.c_str(), preconditioner.c_str()), base + preconditioner);
-    for_each_chunk<R>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
+    for_each_chunk<R, Order::forward, kUpdateChunk>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
       const std::size_t at = i * bytes(table.weight);
       char* weight = table.at(kWeight, t) + at;
       const char* source = table.at(kSource, t) + at;
@@ -119,7 +121,7 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
       }
       Block<R> b{};
       b.n = n;
-      b.next = launch.streaming ? std::ptrdiff_t(kChunk) : 0;
+      b.next = launch.streaming ? std::ptrdiff_t(kUpdateChunk) : 0;
       b.w = load(*launch.kernels, table.weight, source, scratch.w, n);
       b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
       if (formula.natural) b.f = reinterpret_cast<const R*>(table.at(kFisher, t)) + i;
