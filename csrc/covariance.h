@@ -41,7 +41,7 @@ struct Inverse {
   static constexpr bool kReadsWeight = false;
   R eta;
   explicit Inverse(const double* scalars) : eta(R(scalars[0])) {}
-  SHARPKERN_INLINE R s(R, R f) const { return reciprocal(R(1) + eta * f); }
+  SHARPKERN_INLINE R s(R, R f) const { return reciprocal(fused(eta, f, R(1))); }
 };
 
 // Fisher SAM: s = 1 / (f + eta)
@@ -71,7 +71,7 @@ struct Average : Damping<R> {
   R keep, beta;
   explicit Average(const double* scalars)
       : Damping<R>(scalars), keep(R(1.0 - scalars[1])), beta(R(scalars[1])) {}
-  SHARPKERN_INLINE R fisher(R g, R f) const { return keep * f + beta * (g * g); }
+  SHARPKERN_INLINE R fisher(R g, R f) const { return fused(beta, g * g, keep * f); }
 };
 
 }  // namespace sharpkern::SHARPKERN_ISA

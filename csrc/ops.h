@@ -5,17 +5,17 @@
 
 namespace sharpkern::SHARPKERN_ISA {
 
-// One term of sum s g^2.
+// One term of sum s g^2, added to what there is.
 template <class R, class Covariance>
-SHARPKERN_INLINE R sq_norm_at(const Covariance& covariance, R w, R g, R f) {
-  return covariance.s(w, covariance.fisher(g, f)) * g * g;
+SHARPKERN_INLINE R sq_norm_at(const Covariance& covariance, R sum, R w, R g, R f) {
+  return fused(covariance.s(w, covariance.fisher(g, f)), g * g, sum);
 }
 
 // w + scale s g, with scale = rho / sqrt(sum s g^2); f becomes the Fisher diagonal that s was taken from.
 template <class R, class Covariance>
 SHARPKERN_INLINE R ascend_at(const Covariance& covariance, R scale, R w, R g, R& f) {
   f = covariance.fisher(g, f);
-  return w + scale * (covariance.s(w, f) * g);
+  return fused(scale, covariance.s(w, f) * g, w);
 }
 
 // No natural gradient: g2 goes to the base update as it is.

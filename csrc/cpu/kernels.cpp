@@ -43,7 +43,7 @@ static R norm(const double* scalars, const Block<R>& b) {
     if (Covariance::kState) prefetch(b.f + i, b.next);
     for (std::size_t j = 0; j < n; ++j) {
       const R w = Covariance::kReadsWeight ? b.w[i + j] : R(0), f = Covariance::kState ? b.f[i + j] : R(0);
-      lanes[j] += sq_norm_at(covariance, w, b.g[i + j], f);
+      lanes[j] = sq_norm_at(covariance, lanes[j], w, b.g[i + j], f);
     }
   });
   for (std::size_t half = kStrip / 2; half; half /= 2)
