@@ -22,32 +22,7 @@ UNITS = 8.0
 # A term of the norm is the end of 8 roundings. A chunk of 2048 is added up in 64 lanes of 32, then in 6 halvings.
 NORM_UNITS = (8 + 32 + 6) / 2
 
-SIZES = (
-    0,
-    1,
-    3,
-    4,
-    7,
-    8,
-    15,
-    16,
-    17,
-    255,
-    256,
-    257,
-    511,
-    512,
-    513,
-    2047,
-    2048,
-    2049,
-    4095,
-    4096,
-    4097,
-    65535,
-    65536,
-    65537,
-)
+SIZES = (0, 1, 3, 4, 7, 8, 15, 16, 17, 255, 256, 257, 511, 513, 2047, 2048, 2049, 4095, 4096, 4097, 65535, 65536, 65537)
 
 # Of the weights and of the gradients.
 DTYPES = {
@@ -135,7 +110,8 @@ def adam(
     m = betas[0] * m + (1 - betas[0]) * d
     v = betas[1] * v + (1 - betas[1]) * d * d
     root = (v[0] / at(lambda t: 1 - betas[1] ** (t + 1))).sqrt() + eps
-    return w + MINUS * lr * m / (at(lambda t: 1 - betas[0] ** (t + 1)) * root), m, v
+    blur = torch.stack([torch.ones_like(v[0]), (v[1] / v[0]).nan_to_num(1.0)])  # cancellation in d reaches the root
+    return w + MINUS * lr * m * blur / (at(lambda t: 1 - betas[0] ** (t + 1)) * root), m, v
 
 
 COVARIANCES: dict[str, tuple[Covariance, Damping]] = {
