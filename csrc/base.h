@@ -18,7 +18,7 @@ SHARPKERN_INLINE R decayed(R weight_decay, R w0, R g) {
 
 // options: lr, momentum, dampening, weight_decay, sign (-1 maximises)
 struct SgdScalars {
-  static void prepare(const double* o, double step, double* out) {
+  SHARPKERN_INLINE static void prepare(const double* o, double step, double* out) {
     out[0] = o[0];
     out[1] = o[1];
     out[2] = step == 0 ? 1.0 : 1.0 - o[2];  // torch's first buffer is the gradient itself
@@ -32,7 +32,7 @@ struct Sgd : SgdScalars {
   static constexpr const char* kName = "sgd";
   static constexpr int kStates = 0;
   R lr, weight_decay, sign;
-  explicit Sgd(const double* p) : lr(R(p[0])), weight_decay(R(p[3])), sign(R(p[4])) {}
+  SHARPKERN_INLINE explicit Sgd(const double* p) : lr(R(p[0])), weight_decay(R(p[3])), sign(R(p[4])) {}
   SHARPKERN_INLINE R operator()(R w0, R g, R&, R&) const {
     return fused(-lr, decayed(weight_decay, w0, sign * g), w0);
   }
@@ -43,7 +43,7 @@ struct Momentum : SgdScalars {
   static constexpr const char* kName = kNesterov ? "nesterov" : "momentum";
   static constexpr int kStates = 1;
   R lr, momentum, fresh, weight_decay, sign;
-  explicit Momentum(const double* p)
+  SHARPKERN_INLINE explicit Momentum(const double* p)
       : lr(R(p[0])), momentum(R(p[1])), fresh(R(p[2])), weight_decay(R(p[3])), sign(R(p[4])) {}
   SHARPKERN_INLINE R operator()(R w0, R g, R& m, R&) const {
     g = decayed(weight_decay, w0, sign * g);
@@ -58,7 +58,7 @@ struct Adam {
   static constexpr const char* kName = kDecoupled ? "adamw" : "adam";
   static constexpr int kStates = 2;
   R step_size, fresh1, beta2, fresh2, eps, weight_decay, sign, bias_root, shrink;
-  static void prepare(const double* o, double step, double* out) {
+  SHARPKERN_INLINE static void prepare(const double* o, double step, double* out) {
     out[0] = o[0] / (1.0 - std::pow(o[1], step + 1));
     out[1] = o[1];
     out[2] = o[2];
@@ -68,7 +68,7 @@ struct Adam {
     out[6] = std::sqrt(1.0 - std::pow(o[2], step + 1));
     out[7] = 1.0 - o[0] * o[4];
   }
-  explicit Adam(const double* p)
+  SHARPKERN_INLINE explicit Adam(const double* p)
       : step_size(R(p[0])), fresh1(R(1.0 - p[1])), beta2(R(p[2])), fresh2(R(1.0 - p[2])), eps(R(p[3])),
         weight_decay(R(p[4])), sign(R(p[5])), bias_root(R(p[6])), shrink(R(p[7])) {}
   SHARPKERN_INLINE R operator()(R w0, R g, R& m, R& v) const {

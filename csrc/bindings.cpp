@@ -21,8 +21,8 @@ struct CpuTable {
 };
 
 CpuTable make_table(std::vector<std::size_t> numel, const std::string& weight, const std::string& gradient,
-                    const std::string& instruction_set, bool streaming) {
-  return {Table(std::move(numel), weight, gradient),
+                    bool master, const std::string& instruction_set, bool streaming) {
+  return {Table(std::move(numel), weight, gradient, master),
           {&sharpkern::cpu::kernels_of(instruction_set), 1, streaming}};
 }
 
@@ -111,15 +111,17 @@ PYBIND11_MODULE(_kernels, m) {
            py::arg("gradient"))
       .def("read", &Reader::read);
   py::class_<CpuTable>(m, "Table")
-      .def(py::init(&make_table), py::arg("numel"), py::arg("weight"), py::arg("gradient"),
+      .def(py::init(&make_table), py::arg("numel"), py::arg("weight"), py::arg("gradient"), py::arg("master"),
            py::arg("instruction_set"), py::arg("streaming"))
       .def("set", [](CpuTable& self, const std::string& row,
                      std::vector<std::uintptr_t> addresses) { self.table.set(row, std::move(addresses)); })
       .def("set_steps", [](CpuTable& self, std::uintptr_t address) { self.table.steps = address; })
+      .def("set_noise", [](CpuTable& self, std::uintptr_t draw, std::uint64_t seed,
+                           std::vector<std::uint64_t> start) { self.table.set_noise(draw, seed, std::move(start)); })
       .def("sq_norm",
            [](CpuTable& self, int threads, const std::string& covariance, const Scalars& scalars,
-              std::uintptr_t total) {
-             sharpkern::cpu::sq_norm(self.table, launch(self, threads), covariance, scalars, scalar(total));
+              std::uintptr_t total, bool add) {
+             sharpkern::cpu::sq_norm(self.table, launch(self, threads), covariance, scalars, scalar(total), add);
            },
            free)
       .def("ascend",

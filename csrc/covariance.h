@@ -14,7 +14,7 @@ template <class R>
 struct Identity {
   static constexpr const char* kName = "identity";
   static constexpr bool kReadsWeight = false, kState = false;
-  explicit Identity(const double*) {}
+  SHARPKERN_INLINE explicit Identity(const double*) {}
   SHARPKERN_INLINE R fisher(R, R f) const { return f; }
   SHARPKERN_INLINE R s(R, R) const { return R(1); }
 };
@@ -25,7 +25,7 @@ struct Adaptive {
   static constexpr const char* kName = "adaptive";
   static constexpr bool kReadsWeight = true, kState = false;
   R eta;
-  explicit Adaptive(const double* scalars) : eta(R(scalars[0])) {}
+  SHARPKERN_INLINE explicit Adaptive(const double* scalars) : eta(R(scalars[0])) {}
   SHARPKERN_INLINE R fisher(R, R f) const { return f; }
   SHARPKERN_INLINE R s(R w, R) const {
     const R scale = magnitude(w) + eta;
@@ -33,44 +33,32 @@ struct Adaptive {
   }
 };
 
-// Fisher SAM: s = 1 / (1 + eta f)
+// Fisher SAM: s = 1 / (a + b f); with a, b = 1, eta that of [F] section 5, with a, b = eta, 1 that of [F] 10
 template <class R>
-struct Inverse {
-  static constexpr const char* kName = "inverse";
-  static constexpr const char* kAverageName = "inverse_average";
+struct Damped {
   static constexpr bool kReadsWeight = false;
-  R eta;
-  explicit Inverse(const double* scalars) : eta(R(scalars[0])) {}
-  SHARPKERN_INLINE R s(R, R f) const { return reciprocal(fused(eta, f, R(1))); }
-};
-
-// Fisher SAM: s = 1 / (f + eta)
-template <class R>
-struct Additive {
-  static constexpr const char* kName = "additive";
-  static constexpr const char* kAverageName = "additive_average";
-  static constexpr bool kReadsWeight = false;
-  R eta;
-  explicit Additive(const double* scalars) : eta(R(scalars[0])) {}
-  SHARPKERN_INLINE R s(R, R f) const { return reciprocal(f + eta); }
+  R a, b;
+  SHARPKERN_INLINE explicit Damped(const double* scalars) : a(R(scalars[0])), b(R(scalars[1])) {}
+  SHARPKERN_INLINE R s(R, R f) const { return reciprocal(fused(b, f, a)); }
 };
 
 // f = g^2, never stored
-template <class R, template <class> class Damping>
-struct Batch : Damping<R> {
+template <class R>
+struct Fisher : Damped<R> {
+  static constexpr const char* kName = "fisher";
   static constexpr bool kState = false;
-  using Damping<R>::Damping;
+  using Damped<R>::Damped;
   SHARPKERN_INLINE R fisher(R g, R) const { return g * g; }
 };
 
 // f <- (1 - beta) f + beta g^2;  beta = 1 stores g^2, beta = 0 leaves an f that was given
-template <class R, template <class> class Damping>
-struct Average : Damping<R> {
-  static constexpr const char* kName = Damping<R>::kAverageName;
+template <class R>
+struct Average : Damped<R> {
+  static constexpr const char* kName = "fisher_average";
   static constexpr bool kState = true;
   R keep, beta;
-  explicit Average(const double* scalars)
-      : Damping<R>(scalars), keep(R(1.0 - scalars[1])), beta(R(scalars[1])) {}
+  SHARPKERN_INLINE explicit Average(const double* scalars)
+      : Damped<R>(scalars), keep(R(1.0 - scalars[2])), beta(R(scalars[2])) {}
   SHARPKERN_INLINE R fisher(R g, R f) const { return fused(beta, g * g, keep * f); }
 };
 

@@ -23,15 +23,16 @@ template <class R>
 struct Plain {
   static constexpr const char* kName = "";
   static constexpr bool kState = false;
-  explicit Plain(const double*) {}
+  SHARPKERN_INLINE explicit Plain(const double*) {}
   SHARPKERN_INLINE R s(R, R) const { return R(1); }
 };
 
 // The natural gradient s g2, with s from the f of the first pass.
-template <class R, template <class> class Damping>
-struct Natural : Damping<R> {
+template <class R>
+struct Natural : Damped<R> {
+  static constexpr const char* kName = "fisher_average";
   static constexpr bool kState = true;
-  using Damping<R>::Damping;
+  using Damped<R>::Damped;
 };
 
 }  // namespace sharpkern::SHARPKERN_ISA

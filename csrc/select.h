@@ -13,12 +13,11 @@ template <class... T>
 struct List {};
 
 template <class R>
-using Covariances = List<Identity<R>, Adaptive<R>, Batch<R, Inverse>, Batch<R, Additive>, Average<R, Inverse>,
-                         Average<R, Additive>>;
+using Covariances = List<Identity<R>, Adaptive<R>, Fisher<R>, Average<R>>;
 template <class R>
 using Bases = List<Sgd<R>, Momentum<R, false>, Momentum<R, true>, Adam<R, false>, Adam<R, true>>;
 template <class R>
-using Preconditioners = List<Plain<R>, Natural<R, Inverse>, Natural<R, Additive>>;
+using Preconditioners = List<Plain<R>, Natural<R>>;
 
 // Calls visit with the type in the list whose kName is name; false if there is none.
 template <class Visit, class... T>

@@ -26,7 +26,7 @@ inline DType parse_dtype(const std::string& name) {
 
 // weight       w, in weight_dtype
 // gradient     g, in gradient_dtype; address 0 where there is none
-// saved        w0, in weight_dtype: the copy that ascend makes
+// saved        w0: the copy that ascend makes, in weight_dtype; or, with master, the float32 weight that is always there
 // source       where descend reads w0 and restore copies it from: saved, or weight where nothing was perturbed
 // fisher, m, v state, in float32 (float64 for float64 weights); address 0 where a formula keeps none
 enum Row { kWeight, kGradient, kSaved, kSource, kFisher, kM, kV, kRows };
@@ -46,12 +46,22 @@ struct Table {
 
   std::vector<std::size_t> numel, cost, first_chunk;  // prefix sums have one entry more than there are tensors
   DType weight, gradient;
+  bool master;  // saved holds float32 masters, weight their rounded values
   std::array<std::vector<std::uintptr_t>, kRows> rows;
   std::uintptr_t steps = 0;  // float32, one a tensor: the updates done
+  std::uintptr_t draw = 0;   // int64: the perturbations done, counted for stochastic rounding of w + eps; or null
+  std::uint64_t seed = 0;
+  std::vector<std::uint64_t> start;  // index of each tensor's first element in the flattened parameters
   std::vector<double> partial;
 
-  Table(std::vector<std::size_t> sizes, const std::string& weight_dtype, const std::string& gradient_dtype)
-      : numel(std::move(sizes)), weight(parse_dtype(weight_dtype)), gradient(parse_dtype(gradient_dtype)) {
+  Table(std::vector<std::size_t> sizes, const std::string& weight_dtype, const std::string& gradient_dtype,
+        bool with_master)
+      : numel(std::move(sizes)),
+        weight(parse_dtype(weight_dtype)),
+        gradient(parse_dtype(gradient_dtype)),
+        master(with_master) {
+    if (master && bytes(weight) != 2)
+      throw std::invalid_argument("masters are for bfloat16 and float16 weights, not for " + weight_dtype);
     if ((weight == DType::f64) != (gradient == DType::f64))
       throw std::invalid_argument("float64 weights want float64 gradients, and only they");
     cost.push_back(0);
@@ -72,6 +82,17 @@ struct Table {
                                   " tensors");
     rows[parse_row(name)] = std::move(addresses);
   }
+
+  void set_noise(std::uintptr_t draw_address, std::uint64_t seed_, std::vector<std::uint64_t> starts) {
+    if (starts.size() != size()) throw std::invalid_argument("as many starts are wanted as there are tensors");
+    draw = draw_address;
+    seed = seed_;
+    start = std::move(starts);
+  }
+
+  // The dtype of w0, and the row of the exact w before a perturbation.
+  DType exact() const { return master ? DType::f32 : weight; }
+  Row exact_row() const { return master ? kSaved : kWeight; }
 
   char* at(Row row, std::size_t tensor) const { return reinterpret_cast<char*>(rows[row][tensor]); }
 };

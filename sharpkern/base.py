@@ -14,6 +14,13 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+Number = float | Tensor  # a tensor of one element on the weights' device is read there, step by step
+
+
+def number(value: Any) -> Number:
+    """An option as the ops take it: a float, or the tensor itself where reading it would wait for a device."""
+    return value if isinstance(value, Tensor) and value.device.type != "cpu" else float(value)
+
 
 class Update(Protocol):
     """What the ops know of a base update."""
@@ -23,8 +30,8 @@ class Update(Protocol):
         """Name of the formula in the backends' kernels."""
 
     @property
-    def options(self) -> tuple[float, ...]:
-        """What the kernel's formula takes."""
+    def options(self) -> tuple[Number, ...]:
+        """What the kernel's formula takes; the learning rate first."""
 
     @property
     def states(self) -> tuple[str, ...]:
@@ -50,7 +57,7 @@ class SGD:
     With nesterov w = w0 - lr (d + momentum m); without momentum w = w0 - lr d. As `torch.optim.SGD`.
     """
 
-    lr: float
+    lr: Number
     momentum: float = 0.0
     dampening: float = 0.0
     weight_decay: float = 0.0
@@ -64,7 +71,7 @@ class SGD:
         return "nesterov" if self.nesterov else "momentum"
 
     @property
-    def options(self) -> tuple[float, ...]:
+    def options(self) -> tuple[Number, ...]:
         return (self.lr, self.momentum, self.dampening, self.weight_decay, _sign(self.maximize))
 
     @property
@@ -74,9 +81,9 @@ class SGD:
     def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
         d = _decayed(_sign(self.maximize) * g, w0, self.weight_decay)
         if self.momentum == 0 or m is None:
-            return w0.add(d, alpha=-self.lr)
+            return w0.add(d, alpha=-float(self.lr))
         m.mul_(self.momentum).add_(d, alpha=1.0 if step == 0 else 1 - self.dampening)
-        return w0.add(d.add(m, alpha=self.momentum) if self.nesterov else m, alpha=-self.lr)
+        return w0.add(d.add(m, alpha=self.momentum) if self.nesterov else m, alpha=-float(self.lr))
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ class Adam:
     (1 - lr weight_decay) w0. As `torch.optim.Adam` and `AdamW`.
     """
 
-    lr: float
+    lr: Number
     betas: tuple[float, float]
     eps: float
     weight_decay: float
@@ -101,23 +108,23 @@ class Adam:
         return "adamw" if self.decoupled else "adam"
 
     @property
-    def options(self) -> tuple[float, ...]:
+    def options(self) -> tuple[Number, ...]:
         return (self.lr, *self.betas, self.eps, self.weight_decay, _sign(self.maximize))
 
     def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
         assert m is not None
         assert v is not None
-        beta1, beta2 = self.betas
+        (beta1, beta2), lr = self.betas, float(self.lr)
         t = float(step) + 1
         g = _sign(self.maximize) * g
         if self.decoupled:
-            w0 = w0 * (1 - self.lr * self.weight_decay)
+            w0 = w0 * (1 - lr * self.weight_decay)
         else:
             g = _decayed(g, w0, self.weight_decay)
         m.lerp_(g, 1 - beta1)
         v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
         root = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(self.eps)
-        return w0.addcdiv(m, root, value=-self.lr / (1 - beta1**t))
+        return w0.addcdiv(m, root, value=-lr / (1 - beta1**t))
 
 
 def update(group: Mapping[str, Any], base_optimizer: type[torch.optim.Optimizer]) -> Update | None:
@@ -126,7 +133,7 @@ def update(group: Mapping[str, Any], base_optimizer: type[torch.optim.Optimizer]
         return None
     if base_optimizer is torch.optim.SGD:
         return SGD(
-            float(group["lr"]),
+            number(group["lr"]),
             group["momentum"],
             group["dampening"],
             group["weight_decay"],
@@ -137,7 +144,7 @@ def update(group: Mapping[str, Any], base_optimizer: type[torch.optim.Optimizer]
         beta1, beta2 = group["betas"]
         decoupled = group.get("decoupled_weight_decay", base_optimizer is torch.optim.AdamW)
         return Adam(
-            float(group["lr"]),
+            number(group["lr"]),
             (float(beta1), float(beta2)),
             group["eps"],
             group["weight_decay"],

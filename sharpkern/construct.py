@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _ONE_OF = {
@@ -18,6 +19,39 @@ _ONE_OF = {
     "scaled": (True, False),
     "natural_gradient": (True, False),
 }
+
+
+@dataclass(frozen=True)
+class Common:
+    """The arguments that every class takes; `sharpkern.SharpnessAware` says what they mean."""
+
+    backend: str = "auto"
+    model: nn.Module | None = None
+    master_weights: bool = False
+    stochastic_rounding: bool = False
+    skip_nonfinite: bool = False
+
+    @classmethod
+    def take(cls, options: dict[str, Any]) -> Common:
+        """Takes these arguments out of the others.
+
+        Args:
+            options: All arguments; those of this class leave it.
+
+        Returns:
+            They.
+
+        Raises:
+            ValueError: A switch is neither True nor False, or two exclude each other.
+        """
+        common = cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
+        for name in ("master_weights", "stochastic_rounding", "skip_nonfinite"):
+            if getattr(common, name) not in (True, False):
+                raise ValueError(f"{name}={getattr(common, name)!r}: wanted True or False")
+        return common
+
+
+COMMON = tuple(field.name for field in fields(Common))
 
 
 def base_defaults(
@@ -108,7 +142,7 @@ def check_options(group: Mapping[str, Any], callable_fisher: bool) -> None:
 
 
 def check_parameters(params: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-    """Checks that dtypes are supported and that all parameters are on one device.
+    """Checks that dtypes are supported and that all parameters are on devices of one kind.
 
     Args:
         params: The parameters of a new group.
@@ -124,10 +158,10 @@ def check_parameters(params: Sequence[Tensor], others: Sequence[Tensor]) -> None
                 f"a parameter of shape {tuple(p.shape)} has dtype {p.dtype}: wanted {names}. "
                 "Give it an optimizer of its own"
             )
-    devices = sorted({str(p.device) for p in (*others, *params)})
+    devices = sorted({p.device.type for p in (*others, *params)})
     if len(devices) > 1:
         raise ValueError(
-            f"parameters are on {', '.join(devices)}: the norm runs over all of them, so all have to be on one device. "
+            f"parameters are on {' and '.join(devices)}: all have to be on devices of one kind. "
             "Move the model with model.to(device) before making the optimizer"
         )
     if devices == ["meta"]:

@@ -89,11 +89,12 @@ class Fisher:
 
     @property
     def kernel(self) -> str:
-        return self.damping + ("_average" if self.stored else "")
+        return "fisher_average" if self.stored else "fisher"
 
     @property
     def scalars(self) -> tuple[float, ...]:
-        return (self.eta,) if self.beta is None else (self.eta, self.beta)
+        damping = (1.0, self.eta) if self.damping == "inverse" else (self.eta, 1.0)  # a, b of s = 1/(a + b f)
+        return damping if self.beta is None else (*damping, self.beta)
 
     @property
     def stored(self) -> bool:

@@ -7,13 +7,14 @@ backward pass, all work is elementwise; the ops are cut there, and each covers a
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from sharpkern.base import Update
+from sharpkern.base import Number, Update
 from sharpkern.covariance import Covariance
 from sharpkern.tensors import Tensors
 
@@ -21,16 +22,20 @@ NAMES = ("native", "reference")  # in the order in which "auto" tries them
 
 
 class Ops(Protocol):
-    """What a backend module has. `total` is Σ s g² of the first pass, float64, one element, on the device."""
+    """What a backend module has. `total` is Σ s g² of the first pass, float64, one element, on the device.
 
-    def why_not(self, device: torch.device) -> str | None:
-        """Why the backend cannot run on the device, or None."""
+    No op waits for the device. Where `t.master` is set, `t.saved` holds float32 weights: they are w0, and no copy is
+    made; the weights get their rounded values. Where `t.draw` is set, w + ε is rounded stochastically.
+    """
 
-    def sq_norm(self, t: Tensors, covariance: Covariance, total: Tensor) -> None:
-        """total ← total + Σ s g², summed in the state dtype a chunk and in float64 across chunks."""
+    def why_not(self, device: torch.device, dtypes: Collection[torch.dtype] = ()) -> str | None:
+        """Why the backend cannot run on the device, with weights of these dtypes, or None."""
 
-    def ascend_(self, t: Tensors, covariance: Covariance, rho: float, total: Tensor, track: bool) -> None:
-        """w0 ← w, w ← w + rho s g / sqrt(total), and with `track` the stored Fisher diagonal moves on.
+    def sq_norm(self, t: Tensors, covariance: Covariance, total: Tensor, add: bool = False) -> None:
+        """total ← Σ s g², or with `add` total + Σ s g²; the state dtype within a chunk, float64 across chunks."""
+
+    def ascend_(self, t: Tensors, covariance: Covariance, rho: Number, total: Tensor, track: bool) -> None:
+        """w0 ← w, w ← w + rho s g / sqrt(total); with `track` the stored Fisher diagonal and `t.draw` move on.
 
         Nothing at all where total is not finite; w stays bit for bit where rho / sqrt(total) is 0 or total is 0.
         """
@@ -81,12 +86,13 @@ def load(name: str) -> Ops:
     return cast(Ops, importlib.import_module(f"sharpkern.backend.{name}"))
 
 
-def choose(name: str, device: torch.device) -> tuple[str, str | None]:
+def choose(name: str, device: torch.device, dtypes: Collection[torch.dtype] = ()) -> tuple[str, str | None]:
     """Picks the backend to use on a device.
 
     Args:
         name: "auto" or one of `NAMES`.
         device: Where the parameters are.
+        dtypes: Those of the parameters.
 
     Returns:
         Its name, and why "auto" took none before it, or None.
@@ -96,7 +102,7 @@ def choose(name: str, device: torch.device) -> tuple[str, str | None]:
         RuntimeError: The backend asked for does not run there.
     """
     if name != "auto":
-        reason = load(name).why_not(device)
+        reason = load(name).why_not(device, dtypes)
         if reason:
             raise RuntimeError(
                 f"backend={name!r} cannot be used on {device}: {reason}. backend='auto' picks one that can"
@@ -104,7 +110,7 @@ def choose(name: str, device: torch.device) -> tuple[str, str | None]:
         return name, None
     reasons: list[str] = []
     for candidate in NAMES:
-        reason = load(candidate).why_not(device)
+        reason = load(candidate).why_not(device, dtypes)
         if reason is None:
             return candidate, "; ".join(reasons) or None
         reasons.append(f"{candidate}: {reason}")

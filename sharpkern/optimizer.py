@@ -7,17 +7,18 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.optim.optimizer import ParamsT
 
 from sharpkern import ops
-from sharpkern.base import Update, update
+from sharpkern.base import Update, number, update
 from sharpkern.checkpoint import check_state, restore_state
-from sharpkern.construct import base_defaults, check_options, check_parameters
+from sharpkern.construct import COMMON, Common, base_defaults, check_options, check_parameters
 from sharpkern.covariance import Covariance, Identity, sam
+from sharpkern.lowprecision import Watch
 from sharpkern.model import Snapshot
-from sharpkern.perturbation import Launch, Perturbation, WorstCase
+from sharpkern.perturbation import Launch, Perturbation, WorstCase, add_up
 from sharpkern.plan import Plan, read_gradients
 from sharpkern.record import Record
 from sharpkern.tensors import Stale, Tensors
@@ -28,7 +29,21 @@ class SharpnessAware(torch.optim.Optimizer):
     """A sharpness-aware optimizer: covariance × perturbation × base update.
 
     One step: ε from the gradient g at w, g2 = ∇L(w + ε), w restored bit for bit into the same storage, then the base
-    update with g2. Subclasses choose the parts; see `SAM` for the arguments that all of them share.
+    update with g2. Subclasses choose the parts. The arguments that all of them take:
+
+    Args:
+        params: Tensors, named tensors or groups, as for torch.optim; on one device, or on several CUDA devices.
+        base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
+        **options: Options of the base optimizer (`lr`, `momentum`, ...), which may differ by group, and these:
+            backend ("auto"): "native" (C++ on the CPU, CUDA), "triton" (CUDA) or "reference" (PyTorch on any device);
+            "auto" takes the first of them that runs on the device. `optimizer.backend` and `optimizer.why_not` tell.
+            model (None): If given, the running statistics of its normalisation layers are touched by the first pass
+            only.
+            master_weights (False): Keep float32 weights for bfloat16 and float16 parameters. w + ε and the updated w
+            are rounded from them, and no copy of w is made: 4 B/param, as state.
+            stochastic_rounding (False): Round w + ε of bfloat16 and float16 parameters up or down at random, so that ε
+            arrives on average; to the nearest most of a small ε is lost.
+            skip_nonfinite (False): An infinity or NaN in g2 skips the update, as one in g always does.
     """
 
     perturbation: ClassVar[Perturbation] = WorstCase()
@@ -37,29 +52,26 @@ class SharpnessAware(torch.optim.Optimizer):
         self,
         params: ParamsT,
         base_optimizer: type[torch.optim.Optimizer],
+        own: dict[str, Any],
         options: dict[str, Any],
-        base_options: dict[str, Any],
-        *,
-        backend: str,
-        model: nn.Module | None,
-        skip_nonfinite: bool,
         fisher: Callable[[], Sequence[Tensor]] | None = None,
     ) -> None:
         self.base_optimizer: torch.optim.Optimizer | None = None
+        self._common = common = Common.take(options)
         self._base_class = base_optimizer
         self._fisher = fisher
-        self._own = ("scaled", *options)
-        self._wanted_backend = backend
-        self._model = model
-        self._skip_nonfinite = skip_nonfinite
+        self._own = ("scaled", *own)
+        self._draws: int | Tensor = 0  # before the plan there is
+        self._watch = Watch()
         self._clear()
-        ops.load("reference" if backend == "auto" else backend)
-        defaults = base_defaults(base_optimizer, base_options, (*options, "backend", "model", "skip_nonfinite"))
+        ops.load("reference" if common.backend == "auto" else common.backend)
+        defaults = base_defaults(base_optimizer, options, (*own, *COMMON))
         self._hidden = {name: defaults[name] for name in self._own if name in defaults}
-        super().__init__(params, {**defaults, "scaled": True, **options})
-        self.base_optimizer = base_optimizer(self.param_groups, **base_options)
+        super().__init__(params, {**defaults, "scaled": True, **own})
+        self.base_optimizer = base_optimizer(self.param_groups, **options)
         self._share()
-        self.backend, self.why_not = ops.choose(backend, self.param_groups[0]["params"][0].device)
+        everything = [p for group in self.param_groups for p in group["params"]]
+        self.backend, self.why_not = ops.choose(common.backend, everything[0].device, {p.dtype for p in everything})
 
     @staticmethod
     def covariance_of(group: dict[str, Any]) -> Covariance:
@@ -101,6 +113,11 @@ class SharpnessAware(torch.optim.Optimizer):
         group = self.param_groups.pop()
         check_options(group, self._fisher is not None)
         check_parameters(group["params"], [p for other in self.param_groups for p in other["params"]])
+        if self._common.master_weights and update(group, self._base_class) is None:
+            raise ValueError(
+                f"master_weights=True wants a fused update (SGD, Adam or AdamW), and {self._base_class.__name__} with "
+                "these options is called itself: keep the weights in float32 and use autocast"
+            )
         if self.base_optimizer is None:
             self.param_groups.append(group)
         else:
@@ -131,7 +148,7 @@ class SharpnessAware(torch.optim.Optimizer):
         natural = covariance if group.get("natural_gradient") and group["scaled"] else None
         # a tensor among the options may change without becoming another: nothing is compared with it
         options = {} if any(isinstance(x, Tensor) for x in group.values()) else dict(group)
-        return Launch(t, options, covariance, float(group["rho"]), update(group, self._base_class), natural)
+        return Launch(t, options, covariance, number(group["rho"]), update(group, self._base_class), natural)
 
     def _refresh_launches(self, plan: Plan) -> list[Launch]:
         last = self._launches if len(self._launches) == len(plan.tensors) else [None] * len(plan.tensors)
@@ -141,27 +158,37 @@ class SharpnessAware(torch.optim.Optimizer):
     @torch.no_grad()
     def _perturb(self, what: str, track: bool) -> None:
         self._wants(False, what)
-        plan = self._plan = read_gradients(self._plan, self.param_groups, self.state, self._wanted_backend)
+        plan = self._plan = read_gradients(self._plan, self.state, self._make_plan)
         self.backend, self.why_not = plan.backend, plan.why_not
-        for t in plan.tensors:
-            increment_version(t.params)
         launches = self._refresh_launches(plan)
         for launch in launches:
             t = launch.tensors
             plan.attach_fisher(t, launch.covariance.stored)
-            t.allocate_saved()
-            t.set_source()
             t.gather()
+            plan.attach_saved(t)
+            t.set_source()
+            increment_version(t.params)
         self._set_fisher()
-        self.perturbation.perturb_(plan.ops, launches, plan.total, track)
+        self.perturbation.perturb_(plan.ops, launches, track)
         self._perturbed = what
         for t in plan.tensors:
             t.scatter()
+        self._watch.look(launches)
         self._record.first(launches, track)
         for t in plan.tensors:
             t.release()
-        if self._model is not None:
-            self._statistics = Snapshot(self._model)
+        if self._common.model is not None:
+            self._statistics = Snapshot(self._common.model)
+
+    def _make_plan(self) -> Plan:
+        noise = (0, self._count_draws()) if self._common.stochastic_rounding else None
+        return Plan(self.param_groups, self.state, self._common.backend, self._common.master_weights, noise)
+
+    def _count_draws(self) -> Tensor:
+        """How often random numbers were drawn."""
+        if self._plan is not None and self._plan.tensors[0].draw is not None:
+            self._draws = self._plan.tensors[0].draw
+        return torch.as_tensor(self._draws)
 
     def _set_fisher(self) -> None:
         """Asks the callable for the Fisher diagonal, where there is one."""
@@ -205,26 +232,26 @@ class SharpnessAware(torch.optim.Optimizer):
     @torch.no_grad()
     def _descend(self, plan: Plan) -> None:
         launches = self._refresh_launches(plan)
-        second = self._second_total(plan) if self._skip_nonfinite else None
+        second = self._second_totals(plan) if self._common.skip_nonfinite else {}
         if any(x.update is None for x in launches):
-            self._descend_wrapped(plan, second)
+            self._descend_wrapped(plan, second.get(plan.total.device))
             return
         for launch in launches:
             t, u = launch.tensors, cast(Update, launch.update)
             increment_version(t.params)
             plan.attach_base(t, u)
-            plan.ops.descend_(t, u, launch.natural, plan.total, second)
+            plan.ops.descend_(t, u, launch.natural, t.total, second.get(t.device))
             t.scatter()
+            t.note()
 
-    def _second_total(self, plan: Plan) -> Tensor:
-        """Σ g2²: not finite where g2 is not."""
-        second = torch.zeros_like(plan.total)
-        for launch in self._launches:
-            plan.ops.sq_norm(launch.tensors, Identity(), second)
-        return second
+    def _second_totals(self, plan: Plan) -> dict[torch.device, Tensor]:
+        """Σ g2² on every device: not finite where g2 is not."""
+        totals = {t.device: torch.empty_like(t.total) for t in plan.tensors}
+        add_up(plan.ops, [(t, Identity()) for t in plan.tensors], [totals[t.device] for t in plan.tensors])
+        return totals
 
     def _descend_wrapped(self, plan: Plan, second: Tensor | None) -> None:
-        """Restores, then calls the torch optimizer, which reads `.grad` itself."""
+        """Restores, then calls the torch optimizer, which reads `.grad` itself. Waits for the device."""
         assert self.base_optimizer is not None
         self._restore(plan)
         if not bool(plan.total.isfinite()) or not (second is None or bool(second.isfinite())):
@@ -336,8 +363,9 @@ class SharpnessAware(torch.optim.Optimizer):
     def _restore(self, plan: Plan) -> None:
         for launch in self._launches:
             increment_version(launch.tensors.params)
-            plan.ops.restore_(launch.tensors, plan.total)
+            plan.ops.restore_(launch.tensors, launch.tensors.total)
             launch.tensors.scatter()
+            launch.tensors.note()
 
     @contextmanager
     def perturbed(self) -> Generator[None]:
@@ -396,7 +424,11 @@ class SharpnessAware(torch.optim.Optimizer):
             RuntimeError: The weights stand perturbed: a checkpoint of the model would hold w + ε.
         """
         self._wants(False, "state_dict()")
-        return super().state_dict()
+        saved: dict[str, Any] = super().state_dict()
+        if self._common.stochastic_rounding:
+            draws = int(self._count_draws())
+            saved["param_groups"] = [{**group, "draws": draws} for group in saved["param_groups"]]
+        return saved
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -413,26 +445,29 @@ class SharpnessAware(torch.optim.Optimizer):
         check_state(state_dict, self.param_groups)
         own = [{name: group[name] for name in self._own} for group in self.param_groups]
         groups = [{**kept, **saved} for kept, saved in zip(own, state_dict["param_groups"], strict=True)]
+        draws = [group.pop("draws", 0) for group in groups]
         for group in groups:
             check_options(group, self._fisher is not None)
         super().load_state_dict({**state_dict, "param_groups": groups})
         fused = all(update(group, self._base_class) is not None for group in self.param_groups)
         restore_state(self.state, state_dict["param_groups"], self.param_groups, state_dict["state"], fused)
         self._clear()
+        self._draws = draws[0]
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy take: not the caches."""
         names = (
             "_base_class",
             "_own",
-            "_wanted_backend",
-            "_model",
-            "_skip_nonfinite",
+            "_common",
+            "_watch",
+            "_draws",
             "backend",
             "why_not",
             "_fisher",
             "_hidden",
         )
+        self._count_draws()
         kept = {name: getattr(self, name) for name in (*names, "base_optimizer")}
         return {**super().__getstate__(), **kept}
 

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
-from sharpkern.base import Update
+from sharpkern.base import Number, Update
 from sharpkern.covariance import Covariance
 from sharpkern.ops import Ops
 from sharpkern.tensors import Tensors
@@ -30,7 +31,7 @@ class Launch:
     tensors: Tensors
     options: dict[str, Any]
     covariance: Covariance
-    rho: float
+    rho: Number
     update: Update | None
     natural: Covariance | None
 
@@ -42,8 +43,27 @@ class Perturbation(Protocol):
     def passes(self) -> int:
         """How many backward passes a step takes."""
 
-    def perturb_(self, ops: Ops, launches: Sequence[Launch], total: Tensor, track: bool) -> None:
-        """w0 ← w, w ← w + ε. `total` is left at Σ s g²; `track` lets a stored Fisher diagonal move on."""
+    def perturb_(self, ops: Ops, launches: Sequence[Launch], track: bool) -> None:
+        """w0 ← w, w ← w + ε. The lists' `total` is left at Σ s g²; `track` lets state move on."""
+
+
+def add_up(ops: Ops, pairs: Sequence[tuple[Tensors, Covariance]], totals: Sequence[Tensor]) -> None:
+    """Every total ← Σ s g² over all lists, wherever they are.
+
+    Args:
+        ops: The backend.
+        pairs: Lists of tensors, each with its covariance.
+        totals: For each list the total on its device; lists on one device share it.
+    """
+    by_device: dict[torch.device, Tensor] = {}
+    for (t, covariance), total in zip(pairs, totals, strict=True):
+        ops.sq_norm(t, covariance, total, add=total.device in by_device)
+        by_device[total.device] = total
+    if len(by_device) > 1:
+        parts = list(by_device.values())
+        sums = [torch.stack([part.to(total.device, non_blocking=True) for part in parts]).sum() for total in parts]
+        for total, value in zip(parts, sums, strict=True):
+            total.copy_(value)
 
 
 class WorstCase:
@@ -54,9 +74,8 @@ class WorstCase:
 
     passes = 2
 
-    def perturb_(self, ops: Ops, launches: Sequence[Launch], total: Tensor, track: bool) -> None:
-        total.zero_()
+    def perturb_(self, ops: Ops, launches: Sequence[Launch], track: bool) -> None:
+        pairs = [(launch.tensors, launch.covariance) for launch in launches]
+        add_up(ops, pairs, [t.total for t, _ in pairs])
         for launch in launches:
-            ops.sq_norm(launch.tensors, launch.covariance, total)
-        for launch in launches:
-            ops.ascend_(launch.tensors, launch.covariance, launch.rho, total, track)
+            ops.ascend_(launch.tensors, launch.covariance, launch.rho, launch.tensors.total, track)

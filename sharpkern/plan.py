@@ -5,15 +5,14 @@ A plan is derived from the parameter groups and the state, and made anew wheneve
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sharpkern import ops
 from sharpkern.base import Update
-from sharpkern.tensors import Stale, Tensors, empty_like, gradient_dtype
+from sharpkern.tensors import GROUP, Stale, Tensors, empty_like, gradient_dtype
 
 
 class Plan:
@@ -23,24 +22,41 @@ class Plan:
         groups: The parameter groups.
         state: The optimizer's state, by parameter.
         backend: The backend asked for.
+        master: Whether weights of 16 bits have float32 masters.
+        noise: Where random numbers are drawn, the seed and the number of draws so far; else None.
 
     Attributes:
-        tensors: The lists.
-        total: Σ s g² of the last first pass: float64, 0-d, on the device.
+        tensors: The lists; those on one device share their `total`, Σ s g² of the last first pass.
+        total: That of the first list.
         ops: The backend's module.
         backend: Its name.
         why_not: Why "auto" took none before it, or None.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], state: MutableMapping[Any, Any], backend: str) -> None:
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: MutableMapping[Any, Any],
+        backend: str,
+        master: bool,
+        noise: tuple[int, Tensor] | None,
+    ) -> None:
         lists: dict[Any, list[Tensor]] = {}
+        start: dict[Tensor, int] = {}
+        end = 0
         for index, group in enumerate(groups):
             for p in dict.fromkeys(group["params"]):  # a tensor that is listed twice counts once
                 lists.setdefault((index, p.device, p.dtype, gradient_dtype(p)), []).append(p)
-        self.tensors = [Tensors(params, key[0]) for key, params in lists.items()]
-        device = self.tensors[0].params[0].device
-        self.total = torch.zeros((), dtype=torch.float64, device=device)
-        self.backend, self.why_not = ops.choose(backend, device)
+                start[p], end = end, end + -(-p.numel() // GROUP) * GROUP
+        self.tensors = [Tensors(params, key[0], master and key[2].itemsize == 2) for key, params in lists.items()]
+        totals = {t.device: t.total for t in self.tensors}
+        for t in self.tensors:
+            t.total = totals[t.device]
+            if noise is not None:
+                t.seed, t.draw = noise[0], noise[1].to(t.device, copy=True)
+                t.start = [start[p] for p in t.params]
+        self.total = self.tensors[0].total
+        self.backend, self.why_not = ops.choose(backend, self.tensors[0].device, {t.dtype for t in self.tensors})
         self.ops = ops.load(self.backend)
         self._state = state
         self._size = len(state)
@@ -67,6 +83,17 @@ class Plan:
         """Gives every parameter of a list a Fisher diagonal, zeros at first, or none where `stored` is False."""
         self._attach(t, "fisher", "fisher" if stored else None, everywhere=True)
 
+    def attach_saved(self, t: Tensors) -> None:
+        """Makes room for the copy w0, or gives every parameter its float32 master.
+
+        A master is the weight itself at first, and again where somebody else wrote the weight.
+        """
+        if t.master:
+            self._attach(t, "saved", "master", everywhere=True)
+            t.follow()
+        else:
+            t.allocate_saved()
+
     def attach_base(self, t: Tensors, update: Update) -> None:
         """Gives every parameter of a list that has a gradient the state of the base update."""
         m, v = (*update.states, None, None)[:2]
@@ -86,7 +113,7 @@ class Plan:
         if missing:
             zeros = empty_like([t.weights[i] for i in missing], t.state_dtype)
             for i, zero in zip(missing, zeros, strict=True):
-                new[i] = zero.zero_()
+                new[i] = zero.copy_(t.weights[i]) if name == "master" else zero.zero_()
         for i, (p, x) in enumerate(zip(t.params, new, strict=True)):
             if name is not None and x is not None:
                 state = self._state[p]
@@ -100,14 +127,13 @@ class Plan:
         self.counted()
 
 
-def read_gradients(plan: Plan | None, groups: Sequence[dict[str, Any]], state: Any, backend: str) -> Plan:
+def read_gradients(plan: Plan | None, state: Any, make: Callable[[], Plan]) -> Plan:
     """A plan with the gradients as they stand: the one there is, or a new one where it no longer fits.
 
     Args:
         plan: The plan there is, or None.
-        groups: The parameter groups.
         state: The optimizer's state.
-        backend: The backend asked for.
+        make: Makes a new one.
 
     Returns:
         The plan.
@@ -122,7 +148,7 @@ def read_gradients(plan: Plan | None, groups: Sequence[dict[str, Any]], state: A
             pass
         else:
             return plan
-    plan = Plan(groups, state, backend)
+    plan = make()
     try:
         plan.read_gradients()
     except Stale:

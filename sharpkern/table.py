@@ -10,7 +10,7 @@ from sharpkern.variants import VARIANTS
 def methods() -> list[tuple[str, str, str, str]]:
     """One row a method: its name, its formula and source, its own options, the backward passes a step takes."""
     rows = []
-    shared = {"self", "params", "base_optimizer", "backend", "model", "skip_nonfinite", "base_options"}
+    shared = {"self", "params", "base_optimizer", "options"}
     for variant in VARIANTS:
         first = (inspect.getdoc(variant) or "").split("\n\n")[0].replace("\n", " ")
         options = [

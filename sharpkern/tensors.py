@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+GROUP = 8  # elements: every tensor starts at a multiple of this in the flattened parameters, which random bits count
 _EMPTY = 1  # stands for the address of a gradient without elements: 0 would say that there is no gradient
 _LINE = 32  # elements: at least a cache line of every dtype
 _HUGE = 4 << 20  # bytes from which huge pages are asked for
@@ -84,16 +85,26 @@ class Tensors:
 
     Lists run over the parameters. `weights` are the parameters themselves; a dense stand-in where a parameter is a
     view with gaps. `gradients` have the layout of the weights, and None where there is none. `saved` is the copy w0.
-    `fisher`, `m`, `v` hold state, or None. `source` is where w0 is read in the second pass.
+    `fisher`, `m`, `v` hold state, or None. `source` is where w0 is read in the second pass. With `master` the copy is
+    no copy but float32 weights, which are state. `draw` counts perturbations on the device where w + ε is rounded
+    stochastically, from random bits that `seed`, it and the elements' indices (`start`) determine; else it is None.
 
     Args:
         params: The parameters, in the order of the group.
         group: Index of their group in `param_groups`.
+        master: Whether `saved` holds float32 masters.
     """
 
-    def __init__(self, params: Sequence[Tensor], group: int) -> None:
+    def __init__(self, params: Sequence[Tensor], group: int, master: bool = False) -> None:
         self.params = list(params)
         self.group = group
+        self.device = params[0].device
+        self.master = master
+        self.total = torch.zeros((), dtype=torch.float64, device=self.device)
+        self.draw: Tensor | None = None
+        self.seed = 0
+        self.start: list[int] = []
+        self.versions: list[int] | None = None  # of the parameters, when their masters were last known to be theirs
         self.dtype = params[0].dtype
         self.gradient_dtype = gradient_dtype(params[0])
         self.state_dtype = state_dtype(params[0])
@@ -104,7 +115,7 @@ class Tensors:
         self._addresses = [p.data_ptr() for p in params]
         self._reader = None if self._gaps else _reader(self.params, self.gradient_dtype)
         self.gradient_bytes = sum(p.numel() for p in params) * self.gradient_dtype.itemsize
-        self.steps = torch.zeros(len(params), dtype=torch.float32, device=params[0].device)
+        self.steps = torch.zeros(len(params), dtype=torch.float32, device=self.device)
         self.attached: dict[str, tuple[str | None, bool]] = {}  # by slot: name in the state, whether all have it
         self.saved: list[Tensor] = []
         self.fisher: list[Tensor | None] = [None] * len(params)
@@ -177,13 +188,25 @@ class Tensors:
 
     def set_source(self) -> None:
         """After the perturbation: w0 is the copy where there was a gradient, else the weight itself."""
-        if self.complete:
+        if self.complete or self.master:
             source = self.saved
         else:
             triples = zip(self.saved, self.weights, self.gradients, strict=True)
             source = [w0 if g is not None else w for w0, w, g in triples]
         if source is not self.source:
             self.source, self.handle = source, None
+
+    def follow(self) -> None:
+        """Where somebody else wrote the weights since, the masters become what was written."""
+        versions = [p._version for p in self.params]
+        if versions != self.versions:
+            for weight, master in zip(self.weights, self.saved, strict=True):
+                master.copy_(torch.where(master.to(weight.dtype) == weight, master, weight.to(master.dtype)))
+
+    def note(self) -> None:
+        """Remembers that the masters are those of the weights as they stand."""
+        if self.master:
+            self.versions = [p._version for p in self.params]
 
     def gather(self) -> None:
         """Takes weights with gaps into their stand-ins."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sharpkern import covariance
@@ -24,10 +24,7 @@ class SAM(SharpnessAware):
         base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
         rho: Radius of the perturbation, in units of the weights; may differ by group.
         adaptive: ASAM with eta = 0: s = w².
-        backend: "auto" (native on the CPU), "native" or "reference".
-        model: If given, the running statistics of its normalisation layers are touched by the first pass only.
-        skip_nonfinite: Whether an infinity or NaN in g2 skips the update, as one in g always does.
-        **base_options: Options of the base optimizer (`lr`, `momentum`, ...); may differ by group.
+        **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
 
     Raises:
         TypeError: An option that neither this class nor the base optimizer has.
@@ -56,20 +53,9 @@ class SAM(SharpnessAware):
         *,
         rho: float = 0.05,
         adaptive: bool = False,
-        backend: str = "auto",
-        model: nn.Module | None = None,
-        skip_nonfinite: bool = False,
-        **base_options: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            params,
-            base_optimizer,
-            {"rho": rho, "adaptive": adaptive},
-            base_options,
-            backend=backend,
-            model=model,
-            skip_nonfinite=skip_nonfinite,
-        )
+        super().__init__(params, base_optimizer, {"rho": rho, "adaptive": adaptive}, options)
 
 
 class ASAM(SharpnessAware):
@@ -82,10 +68,7 @@ class ASAM(SharpnessAware):
         base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
         rho: Radius of the perturbation, dimensionless: relative to the size of each weight; may differ by group.
         eta: Added to |w|, in units of the weights; 0 means that zero weights never move; may differ by group.
-        backend: "auto" (native on the CPU), "native" or "reference".
-        model: If given, the running statistics of its normalisation layers are touched by the first pass only.
-        skip_nonfinite: Whether an infinity or NaN in g2 skips the update, as one in g always does.
-        **base_options: Options of the base optimizer (`lr`, `momentum`, ...); may differ by group.
+        **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
 
     Raises:
         TypeError: An option that neither this class nor the base optimizer has.
@@ -110,20 +93,9 @@ class ASAM(SharpnessAware):
         *,
         rho: float = 0.5,
         eta: float = 0.01,
-        backend: str = "auto",
-        model: nn.Module | None = None,
-        skip_nonfinite: bool = False,
-        **base_options: Any,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            params,
-            base_optimizer,
-            {"rho": rho, "eta": eta},
-            base_options,
-            backend=backend,
-            model=model,
-            skip_nonfinite=skip_nonfinite,
-        )
+        super().__init__(params, base_optimizer, {"rho": rho, "eta": eta}, options)
 
 
 class FisherSAM(SharpnessAware):
@@ -143,10 +115,7 @@ class FisherSAM(SharpnessAware):
         beta: Weight of the new g² in the average, from 0 to 1.
         natural_gradient: Multiply g2 by the s of the first pass before the base update ([F] footnote 3). With
             "batch" this stores f, 4 B/param.
-        backend: "auto" (native on the CPU), "native" or "reference".
-        model: If given, the running statistics of its normalisation layers are touched by the first pass only.
-        skip_nonfinite: Whether an infinity or NaN in g2 skips the update, as one in g always does.
-        **base_options: Options of the base optimizer (`lr`, `momentum`, ...); may differ by group.
+        **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
 
     Raises:
         TypeError: An option that neither this class nor the base optimizer has.
@@ -175,12 +144,9 @@ class FisherSAM(SharpnessAware):
         fisher: str | Callable[[], Sequence[Tensor]] = "batch",
         beta: float = 0.9,
         natural_gradient: bool = False,
-        backend: str = "auto",
-        model: nn.Module | None = None,
-        skip_nonfinite: bool = False,
-        **base_options: Any,
+        **options: Any,
     ) -> None:
-        options = {
+        own = {
             "rho": rho,
             "eta": eta,
             "damping": damping,
@@ -188,16 +154,7 @@ class FisherSAM(SharpnessAware):
             "beta": beta,
             "natural_gradient": natural_gradient,
         }
-        super().__init__(
-            params,
-            base_optimizer,
-            options,
-            base_options,
-            backend=backend,
-            model=model,
-            skip_nonfinite=skip_nonfinite,
-            fisher=fisher if callable(fisher) else None,
-        )
+        super().__init__(params, base_optimizer, own, options, fisher if callable(fisher) else None)
 
 
 VARIANTS: tuple[type[SharpnessAware], ...] = (SAM, ASAM, FisherSAM)

@@ -30,7 +30,7 @@ UPDATES: tuple[SGD | Adam, ...] = (
     Adam(0.01, (0.9, 0.999), 1e-8, 0.01, decoupled=False, maximize=False),
     Adam(0.01, (0.9, 0.999), 1e-8, 0.01, decoupled=True, maximize=True),
 )
-NATURAL: tuple[Covariance | None, ...] = (None, Fisher(10.0, "inverse", 1.0), Fisher(0.5, "additive", 1.0))
+NATURAL: tuple[Fisher | None, ...] = (None, Fisher(10.0, "inverse", 1.0), Fisher(0.5, "additive", 1.0))
 SIZES = (1, 7, 64, 1000, 4097, 40001)
 
 # In units in the last place of the output's dtype, at the size of what was added up: arithmetic of a few roundings.
@@ -129,6 +129,13 @@ def _copies(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     return [None if x is None else x.clone() for x in tensors]
 
 
+def _formula(covariance: Covariance) -> str:
+    """The name under which a covariance is listed."""
+    if not isinstance(covariance, Fisher):
+        return covariance.kernel
+    return covariance.damping + ("_average" if covariance.stored else "")
+
+
 def _norm_rows(name: str, dtype: torch.dtype, generator: torch.Generator) -> Iterator[Row]:
     backend, reference = ops.load(name), ops.load("reference")
     for covariance in COVARIANCES:
@@ -137,7 +144,7 @@ def _norm_rows(name: str, dtype: torch.dtype, generator: torch.Generator) -> Ite
         backend.sq_norm(t, covariance, total)
         reference.sq_norm(_twin(t), covariance, wanted)
         error = float((total / wanted - 1).abs() / torch.finfo(t.state_dtype).eps)
-        yield Row(name, "sq_norm", covariance.kernel, dtype, error, NORM_BOUND)
+        yield Row(name, "sq_norm", _formula(covariance), dtype, error, NORM_BOUND)
 
         twin, before = _twin(t), [_copies(t.weights), _copies(t.fisher)]
         backend.ascend_(t, covariance, 0.5, wanted, True)
@@ -145,7 +152,7 @@ def _norm_rows(name: str, dtype: torch.dtype, generator: torch.Generator) -> Ite
         errors = [_error(t.weights, twin.weights, before[0]), _error(t.fisher, twin.fisher, before[1])]
         if not all(torch.equal(w0, w) for w0, w in zip(t.saved, before[0], strict=True) if w is not None):
             errors.append(float("inf"))  # the copy is exact or wrong
-        yield Row(name, "ascend_", covariance.kernel, dtype, max(errors), BOUND)
+        yield Row(name, "ascend_", _formula(covariance), dtype, max(errors), BOUND)
 
 
 def _update_rows(name: str, dtype: torch.dtype, generator: torch.Generator) -> Iterator[Row]:
@@ -162,7 +169,7 @@ def _update_rows(name: str, dtype: torch.dtype, generator: torch.Generator) -> I
             _error(t.m, twin.m, size.m),
             _error(t.v, twin.v, size.v),
         ]
-        formula = update.kernel + ("" if natural is None else f" × {natural.kernel.removesuffix('_average')}")
+        formula = update.kernel + ("" if natural is None else f" × {natural.damping}")
         yield Row(name, "descend_", formula, dtype, max(errors), BOUND)
 
     t = _lists(dtype, generator)

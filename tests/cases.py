@@ -287,10 +287,10 @@ def check_sq_norm(backend: ops.Ops, covariance: str, dtypes: str, sizes: Sequenc
     terms = formula(case.two("weight"), g, case.two("fisher"))[1][0] * g[0] ** 2
     bound = NORM_UNITS * torch.finfo(case.t.state_dtype).eps
     total, before = scalar(3.0), 3.0
-    backend.sq_norm(case.t, core, total)
+    backend.sq_norm(case.t, core, total, add=True)
     assert abs(total - before - terms.sum()) <= bound * (before + terms.sum())
     for t, part in zip(case.alone(), terms.split(case.sizes), strict=True):
-        total.zero_()
+        total.fill_(float("nan"))  # overwritten, not added to
         backend.sq_norm(t, core, total)
         assert abs(total - part.sum()) <= bound * part.sum(), f"{part.numel()} elements"
     assert not case.changed()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import pytest
@@ -45,7 +45,7 @@ class Kernels:
     def __init__(self, instruction_set: str, threads: int = 1, streaming: bool = False) -> None:
         self.instruction_set, self.threads, self.streaming = instruction_set, threads, streaming
 
-    def why_not(self, device: torch.device) -> str | None:
+    def why_not(self, device: torch.device, dtypes: Collection[torch.dtype] = ()) -> str | None:
         """It runs where the extension does; without it all tests here are skipped."""
         return None if device.type == "cpu" else f"not on {device.type}"
 
@@ -53,17 +53,20 @@ class Kernels:
         from sharpkern.backend.native import _kernels
 
         names = [str(dtype).removeprefix("torch.") for dtype in (t.dtype, t.gradient_dtype)]
-        table = _kernels.Table([w.numel() for w in t.weights], *names, self.instruction_set, self.streaming)
+        numel = [w.numel() for w in t.weights]
+        table = _kernels.Table(numel, *names, t.master, self.instruction_set, self.streaming)
         rows = {"weight": t.weights, "gradient": t.gradients, "saved": t.saved, "source": t.source}
         for row, tensors in {**rows, "fisher": t.fisher, "m": t.m, "v": t.v}.items():
             if tensors:
                 table.set(row, [0 if x is None else x.data_ptr() for x in tensors])
         table.set_steps(t.steps.data_ptr())
+        if t.draw is not None:
+            table.set_noise(t.draw.data_ptr(), t.seed, t.start)
         return table
 
-    def sq_norm(self, t: Tensors, covariance: Covariance, total: Tensor) -> None:
-        """total ← total + Σ s g²."""
-        self._table(t).sq_norm(self.threads, covariance.kernel, covariance.scalars, total.data_ptr())
+    def sq_norm(self, t: Tensors, covariance: Covariance, total: Tensor, add: bool = False) -> None:
+        """total ← Σ s g², or with `add` total + Σ s g²."""
+        self._table(t).sq_norm(self.threads, covariance.kernel, covariance.scalars, total.data_ptr(), add)
 
     def ascend_(self, t: Tensors, covariance: Covariance, rho: float, total: Tensor, track: bool) -> None:
         """w0 ← w, w ← w + rho s g / sqrt(total)."""
@@ -74,7 +77,7 @@ class Kernels:
         self, t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None
     ) -> None:
         """w ← update(w0, g)."""
-        formula = (natural.kernel.removesuffix("_average"), natural.scalars) if natural else ("", ())
+        formula = (natural.kernel, natural.scalars) if natural else ("", ())
         sums = total.data_ptr(), 0 if second is None else second.data_ptr()
         self._table(t).descend(self.threads, update.kernel, update.options, *formula, *sums)
 
@@ -278,7 +281,7 @@ def table(weight: str = "float32", gradient: str = "float32", instruction_set: s
     """A table of one tensor."""
     from sharpkern.backend.native import _kernels
 
-    return _kernels.Table([3], weight, gradient, instruction_set, False)
+    return _kernels.Table([3], weight, gradient, False, instruction_set, False)
 
 
 @pytest.mark.parametrize(
@@ -297,7 +300,7 @@ def test_a_table_that_cannot_be(arguments: dict[str, str], message: str) -> None
 def test_a_formula_or_row_that_is_not_there() -> None:
     total = scalar(0.0)
     for call in (
-        lambda: table().sq_norm(1, "no such", (), total.data_ptr()),
+        lambda: table().sq_norm(1, "no such", (), total.data_ptr(), False),
         lambda: table().ascend(1, "no such", (), 0.1, scalar(1.0).data_ptr(), False),
         lambda: table().set("no such", [0]),
         lambda: table().set("weight", [0, 0]),

@@ -37,6 +37,7 @@ struct Scratch {
   alignas(64) R g[kChunk];
   alignas(64) R f[kChunk];
   alignas(64) R out[kChunk];
+  alignas(64) std::uint32_t random[kChunk];
   double prepared[kPreparedScalars];
   double prepared_for = -1;  // the step count that `prepared` belongs to
 };

@@ -8,21 +8,10 @@
 #include <immintrin.h>
 #endif
 
+#include "../philox.h"
 #include "../real.h"
 
 namespace sharpkern::SHARPKERN_ISA {
-
-static SHARPKERN_INLINE std::uint32_t bits_of(float x) {
-  std::uint32_t u;
-  __builtin_memcpy(&u, &x, 4);
-  return u;
-}
-
-static SHARPKERN_INLINE float float_of(std::uint32_t u) {
-  float x;
-  __builtin_memcpy(&x, &u, 4);
-  return x;
-}
 
 static void from_bf16(const std::uint16_t* in, float* out, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) out[i] = float_of(std::uint32_t(in[i]) << 16);
@@ -72,6 +61,28 @@ static void to_f16(const float* in, std::uint16_t* out, std::size_t n) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), 0));
 #endif
   for (; i < n; ++i) out[i] = narrow(in[i]);
+}
+
+// The rounding bits of elements index ... index + n; index is a multiple of the group.
+static void draw_bits(std::uint64_t seed, std::uint32_t draw, std::uint64_t index, std::uint32_t* out, std::size_t n) {
+  constexpr std::size_t kGroup = kRoundingGroup;
+  const std::uint64_t first = index / kGroup;
+  std::size_t i = 0;
+  for (; i < n / kGroup; ++i) {
+    const Words words = philox(seed, first + i, draw, Stream::rounding);
+    for (unsigned lane = 0; lane < kGroup; ++lane) out[i * kGroup + lane] = rounding_bits(words, lane);
+  }
+  const Words words = philox(seed, first + i, draw, Stream::rounding);
+  for (unsigned lane = 0; lane < n % kGroup; ++lane) out[i * kGroup + lane] = rounding_bits(words, lane);
+}
+
+// in place: each element becomes a neighbour that its dtype of 16 bits has
+static void stochastic_bf16(float* x, const std::uint32_t* random, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) x[i] = round_bf16(x[i], random[i]);
+}
+
+static void stochastic_f16(float* x, const std::uint32_t* random, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) x[i] = round_f16(x[i], random[i]);
 }
 
 }  // namespace sharpkern::SHARPKERN_ISA

@@ -127,6 +127,7 @@ constexpr Formulas<R> formulas() {
 }
 
 extern const Kernels kernels = {SHARPKERN_STRING(SHARPKERN_ISA), formulas<float>(), formulas<double>(),
-                                &from_bf16, &from_f16, &to_bf16, &to_f16, &stream};
+                                &from_bf16, &from_f16, &to_bf16, &to_f16, &draw_bits, &stochastic_bf16,
+                                &stochastic_f16, &stream};
 
 }  // namespace sharpkern::SHARPKERN_ISA

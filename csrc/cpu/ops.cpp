@@ -16,6 +16,18 @@ void with_arithmetic(const Table& table, Run run) {
   table.weight == DType::f64 ? run(double()) : run(float());
 }
 
+// w <- w0 for one chunk; masters are rounded.
+void give_back(const Table& table, const Launch& launch, float* buffer, std::size_t t, std::size_t i, std::size_t n) {
+  const char* source = table.at(kSource, t) + i * bytes(table.exact());
+  char* weight = table.at(kWeight, t) + i * bytes(table.weight);
+  if (source == weight) return;
+  if (table.master) {
+    store(*launch.kernels, launch.streaming, table.weight, weight, load(*launch.kernels, DType::f32, source, buffer, n), n);
+  } else {
+    move(*launch.kernels, launch.streaming, weight, source, n * bytes(table.weight));
+  }
+}
+
 template <class Found>
 const Found& known(const Found& found, const std::string& what) {
   if (!found.run) throw std::invalid_argument("no formula " + what);
@@ -45,7 +57,7 @@ const Kernels& kernels_of(const std::string& instruction_set) {
 }
 
 void sq_norm(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
-             double* total) {
+             double* total, bool add) {
   with_arithmetic(table, [&](auto zero) {
     using R = decltype(zero);
     const auto formula = known(launch.kernels->formulas(zero).norm(covariance.c_str()), covariance);
@@ -58,18 +70,19 @@ void sq_norm(Table& table, const Launch& launch, const std::string& covariance, 
       b.next = launch.streaming ? std::ptrdiff_t(kChunk) : 0;
       b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
       if (formula.reads_weight)
-        b.w = load(*launch.kernels, table.weight, table.at(kWeight, t) + i * bytes(table.weight), scratch.w, n);
+        b.w = load(*launch.kernels, table.exact(), table.at(table.exact_row(), t) + i * bytes(table.exact()), scratch.w, n);
       if (formula.state) b.f = reinterpret_cast<const R*>(table.at(kFisher, t)) + i;
       partial = double(formula.run(scalars.data(), b));
     });
   });
   double sum = 0;
   for (double partial : table.partial) sum += partial;
-  *total += sum;
+  *total = (add ? *total : 0) + sum;
 }
 
 void ascend(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
             double rho, const double* total, bool track) {
+  auto* draw = reinterpret_cast<std::int64_t*>(table.draw);
   if (!std::isfinite(*total)) return;
   const double scale = *total > 0 ? rho / std::sqrt(*total) : 0;
   with_arithmetic(table, [&](auto zero) {
@@ -78,23 +91,33 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
     for_each_chunk<R, Order::backward>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
       if (!table.at(kGradient, t)) return;
       char* weight = table.at(kWeight, t) + i * bytes(table.weight);
-      move(*launch.kernels, launch.streaming, table.at(kSaved, t) + i * bytes(table.weight), weight, n * bytes(table.weight));
+      char* saved = table.at(kSaved, t) + i * bytes(table.exact());
+      if (!table.master) move(*launch.kernels, launch.streaming, saved, weight, n * bytes(table.weight));
       if (scale == 0 && !formula.state) return;  // w + 0 would turn -0 into 0
       Block<R> b{};
       b.n = n;
       b.next = launch.streaming ? -std::ptrdiff_t(kChunk) : 0;
-      b.w = load(*launch.kernels, table.weight, weight, scratch.w, n);
+      b.w = load(*launch.kernels, table.exact(), table.master ? saved : weight, scratch.w, n);
       b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
-      b.out = scale == 0 ? scratch.out : const_cast<R*>(b.w);
+      b.out = scale == 0 || table.master ? scratch.out : const_cast<R*>(b.w);
       if (formula.state) {
         R* fisher = reinterpret_cast<R*>(table.at(kFisher, t)) + i;
         b.f = fisher;
         b.f_out = track ? fisher : scratch.f;
       }
       formula.run(scalars.data(), R(scale), b);
-      if (scale != 0) store(*launch.kernels, false, table.weight, weight, b.out, n);
+      if (scale == 0) return;
+      if constexpr (sizeof(R) == 4) {
+        if (draw && bytes(table.weight) == 2) {
+          launch.kernels->draw_bits(table.seed, std::uint32_t(*draw), table.start[t] + i, scratch.random, n);
+          (table.weight == DType::bf16 ? launch.kernels->stochastic_bf16 : launch.kernels->stochastic_f16)(
+              b.out, scratch.random, n);
+        }
+      }
+      store(*launch.kernels, false, table.weight, weight, b.out, n);
     });
   });
+  if (draw && track) *draw += 1;
 }
 
 void descend(Table& table, const Launch& launch, const std::string& base, const std::vector<double>& options,
@@ -108,13 +131,8 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
     const auto formula =
         known(launch.kernels->formulas(zero).descend(base.c_str(), preconditioner.c_str()), base + preconditioner);
     for_each_chunk<R, Order::forward, kUpdateChunk>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
-      const std::size_t at = i * bytes(table.weight);
-      char* weight = table.at(kWeight, t) + at;
-      const char* source = table.at(kSource, t) + at;
-      if (!table.at(kGradient, t)) {
-        if (source != weight) move(*launch.kernels, launch.streaming, weight, source, n * bytes(table.weight));
-        return;
-      }
+      if (!table.at(kGradient, t)) return give_back(table, launch, reinterpret_cast<float*>(scratch.w), t, i, n);
+      char* weight = table.at(kWeight, t) + i * bytes(table.weight);
       if (scratch.prepared_for != steps[t]) {
         formula.prepare(options.data(), steps[t], scratch.prepared);
         scratch.prepared_for = steps[t];
@@ -122,7 +140,7 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
       Block<R> b{};
       b.n = n;
       b.next = launch.streaming ? std::ptrdiff_t(kUpdateChunk) : 0;
-      b.w = load(*launch.kernels, table.weight, source, scratch.w, n);
+      b.w = load(*launch.kernels, table.exact(), table.at(kSource, t) + i * bytes(table.exact()), scratch.w, n);
       b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
       if (formula.natural) b.f = reinterpret_cast<const R*>(table.at(kFisher, t)) + i;
       if (formula.states > 0) b.m = reinterpret_cast<R*>(table.at(kM, t)) + i;
@@ -130,6 +148,7 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
       const bool direct = !launch.streaming && bytes(table.weight) == sizeof(R);
       b.out = direct ? reinterpret_cast<R*>(weight) : scratch.out;
       formula.run(scratch.prepared, scalars.data(), b);
+      if (table.master) move(*launch.kernels, launch.streaming, table.at(kSaved, t) + i * sizeof(float), b.out, n * sizeof(float));
       store(*launch.kernels, launch.streaming, table.weight, weight, b.out, n);
     });
   });
@@ -139,11 +158,8 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
 
 void restore(Table& table, const Launch& launch, const double* total) {
   if (!std::isfinite(*total)) return;
-  for_each_chunk<float>(table, launch.threads, [&](auto&, std::size_t t, std::size_t i, std::size_t n) {
-    const std::size_t at = i * bytes(table.weight);
-    const char* source = table.at(kSource, t) + at;
-    char* weight = table.at(kWeight, t) + at;
-    if (source != weight) move(*launch.kernels, launch.streaming, weight, source, n * bytes(table.weight));
+  for_each_chunk<float>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
+    give_back(table, launch, scratch.w, t, i, n);
   });
 }
 

@@ -18,11 +18,12 @@ struct Launch {
   bool streaming;  // written data does not fit the cache
 };
 
-// *total += sum s g^2 over all tensors that have a gradient.
+// *total <- (add ? *total : 0) + sum s g^2 over all tensors that have a gradient.
 void sq_norm(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
-             double* total);
+             double* total, bool add);
 
-// w0 <- w; w <- w + rho / sqrt(*total) s g. Does nothing where *total is not finite, only copies where it is 0.
+// w0 <- w (masters are there already); w <- w0 + rho / sqrt(*total) s g, rounded stochastically where the table has a
+// draw number, which track moves on. Does nothing where *total is not finite, only copies where it is 0.
 void ascend(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
             double rho, const double* total, bool track);
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from sharpkern.base import Update
+from sharpkern.base import Number, Update
 from sharpkern.covariance import Covariance
 from sharpkern.tensors import Tensors
 
@@ -28,7 +28,7 @@ else:
 STREAMING_BYTES = 16 << 20
 
 
-def why_not(device: torch.device) -> str | None:
+def why_not(device: torch.device, dtypes: Collection[torch.dtype] = ()) -> str | None:
     """Why the extension cannot run on the device, or None."""
     if _import_error is not None:
         if sys.platform != "linux" or platform.machine() not in {"x86_64", "AMD64"}:
@@ -59,7 +59,7 @@ class _Handle:
         numel = [w.numel() for w in t.weights]
         streaming = sum(numel) * t.weights[0].element_size() >= STREAMING_BYTES
         self.table = _kernels.Table(
-            numel, _name(t.dtype), _name(t.gradient_dtype), _kernels.instruction_sets()[0], streaming
+            numel, _name(t.dtype), _name(t.gradient_dtype), t.master, _kernels.instruction_sets()[0], streaming
         )
         rows: dict[str, Sequence[Tensor | None]] = {
             "weight": t.weights,
@@ -73,6 +73,8 @@ class _Handle:
             if tensors:
                 self.table.set(row, _addresses(tensors))
         self.table.set_steps(t.steps.data_ptr())
+        if t.draw is not None:
+            self.table.set_noise(t.draw.data_ptr(), t.seed, t.start)
         self.revision = -1
 
 
@@ -87,14 +89,16 @@ def _table(t: Tensors) -> _kernels.Table:
     return handle.table
 
 
-def sq_norm(t: Tensors, covariance: Covariance, total: Tensor) -> None:
-    """total ← total + Σ s g²."""
-    _table(t).sq_norm(torch.get_num_threads(), covariance.kernel, covariance.scalars, total.data_ptr())
+def sq_norm(t: Tensors, covariance: Covariance, total: Tensor, add: bool = False) -> None:
+    """total ← Σ s g², or with `add` total + Σ s g²."""
+    _table(t).sq_norm(torch.get_num_threads(), covariance.kernel, covariance.scalars, total.data_ptr(), add)
 
 
-def ascend_(t: Tensors, covariance: Covariance, rho: float, total: Tensor, track: bool) -> None:
+def ascend_(t: Tensors, covariance: Covariance, rho: Number, total: Tensor, track: bool) -> None:
     """w0 ← w, w ← w + rho s g / sqrt(total)."""
-    _table(t).ascend(torch.get_num_threads(), covariance.kernel, covariance.scalars, rho, total.data_ptr(), track)
+    _table(t).ascend(
+        torch.get_num_threads(), covariance.kernel, covariance.scalars, float(rho), total.data_ptr(), track
+    )
 
 
 def descend_(t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None) -> None:
@@ -102,8 +106,8 @@ def descend_(t: Tensors, update: Update, natural: Covariance | None, total: Tens
     _table(t).descend(
         torch.get_num_threads(),
         update.kernel,
-        update.options,
-        "" if natural is None else natural.kernel.removesuffix("_average"),
+        [float(x) for x in update.options],
+        "" if natural is None else natural.kernel,
         () if natural is None else natural.scalars,
         total.data_ptr(),
         0 if second is None else second.data_ptr(),

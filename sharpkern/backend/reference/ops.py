@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
 
-from sharpkern.base import Update
+from sharpkern.backend.reference.philox import stochastic
+from sharpkern.base import Number, Update
 from sharpkern.covariance import Covariance
 from sharpkern.tensors import Tensors
 
 
-def why_not(device: torch.device) -> str | None:
+def why_not(device: torch.device, dtypes: Collection[torch.dtype] = ()) -> str | None:
     """None: PyTorch runs wherever the tensors are."""
     return None
 
@@ -24,28 +25,40 @@ def _with_gradient(t: Tensors) -> Iterator[tuple[int, Tensor, Tensor]]:
             yield i, w, g.to(t.state_dtype)
 
 
+def _exact(t: Tensors, i: int) -> Tensor:
+    """The unperturbed weight in the arithmetic's dtype."""
+    return (t.saved[i] if t.master else t.weights[i]).to(t.state_dtype)
+
+
 @torch.no_grad()
-def sq_norm(t: Tensors, covariance: Covariance, total: Tensor) -> None:
-    """total ← total + Σ s g²."""
-    for i, w, g in _with_gradient(t):
-        s = covariance.s(w.to(g.dtype), covariance.fisher(g, t.fisher[i]))
+def sq_norm(t: Tensors, covariance: Covariance, total: Tensor, add: bool = False) -> None:
+    """total ← Σ s g², or with `add` total + Σ s g²."""
+    if not add:
+        total.zero_()
+    for i, _, g in _with_gradient(t):
+        s = covariance.s(_exact(t, i), covariance.fisher(g, t.fisher[i]))
         total += (s * g * g).sum(dtype=torch.float64)
 
 
 @torch.no_grad()
-def ascend_(t: Tensors, covariance: Covariance, rho: float, total: Tensor, track: bool) -> None:
+def ascend_(t: Tensors, covariance: Covariance, rho: Number, total: Tensor, track: bool) -> None:
     """w0 ← w, w ← w + rho s g / sqrt(total)."""
     if not total.isfinite():
         return
-    scale = rho / float(total.sqrt()) if total > 0 else 0.0
+    scale = float(rho) / float(total.sqrt()) if total > 0 else 0.0
     for i, w, g in _with_gradient(t):
-        t.saved[i].copy_(w)
+        if not t.master:
+            t.saved[i].copy_(w)
+        w0 = t.saved[i].to(g.dtype)
         f = covariance.fisher(g, t.fisher[i])
         if scale != 0:
-            w.copy_(w.to(g.dtype) + scale * (covariance.s(w.to(g.dtype), f) * g))
+            moved = w0 + scale * (covariance.s(w0, f) * g)
+            w.copy_(moved if t.draw is None else stochastic(moved, w.dtype, t.seed, int(t.draw), t.start[i]))
         stored = t.fisher[i]
         if track and covariance.stored and stored is not None and f is not None:
             stored.copy_(f)
+    if track and t.draw is not None:
+        t.draw += 1
 
 
 @torch.no_grad()
@@ -57,10 +70,13 @@ def descend_(t: Tensors, update: Update, natural: Covariance | None, total: Tens
     if second is not None and not second.isfinite():
         return
     for i, w, g in _with_gradient(t):
-        w0 = w.to(g.dtype)
+        w0 = t.source[i].to(g.dtype)
         if natural is not None:
             g = natural.s(w0, t.fisher[i]) * g
-        w.copy_(update(w0, g, t.m[i], t.v[i], t.steps[i]))
+        new = update(w0, g, t.m[i], t.v[i], t.steps[i])
+        if t.master:
+            t.saved[i].copy_(new)
+        w.copy_(new)
         t.steps[i] += 1
 
 

@@ -1,0 +1,82 @@
+"""Random bits and stochastic rounding: the definition of `csrc/philox.h` in PyTorch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sharpkern.tensors import GROUP
+
+ROUNDING = 1  # the stream of random bits that rounding takes
+_MASK = 0xFFFFFFFF
+
+
+def philox(seed: int, group: Tensor, draw: int, stream: int) -> Tensor:
+    """Philox4x32-10 (Salmon et al. 2011): four words of 32 bits for each counter (group, draw, stream).
+
+    Args:
+        seed: The key, 64 bits.
+        group: int64, one counter an element.
+        draw: Number of the draw, 32 bits.
+        stream: What the numbers are for.
+
+    Returns:
+        int64 of shape (4, *group.shape), each from 0 to 2^32 - 1.
+    """
+    c0, c1 = group & _MASK, (group >> 32) & _MASK
+    c2, c3 = torch.full_like(group, draw & _MASK), torch.full_like(group, stream)
+    k0, k1 = seed & _MASK, (seed >> 32) & _MASK
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2  # modulo 2^64: the high word comes out right after the mask
+        c0, c2 = ((p1 >> 32) & _MASK) ^ c1 ^ k0, ((p0 >> 32) & _MASK) ^ c3 ^ k1
+        c1, c3 = p1 & _MASK, p0 & _MASK
+        k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
+    return torch.stack([c0, c1, c2, c3])
+
+
+def rounding_bits(seed: int, draw: int, start: int, like: Tensor) -> Tensor:
+    """16 random bits an element, in the elements' order in memory.
+
+    Args:
+        seed: The key.
+        draw: Number of the draw.
+        start: Index of the first element in the flattened parameters, a multiple of 8.
+        like: The tensor; dense.
+
+    Returns:
+        int64 in the shape and layout of `like`, from 0 to 65535.
+    """
+    n = like.numel()
+    words = philox(
+        seed, torch.arange(start // GROUP, start // GROUP + -(-n // GROUP), device=like.device), draw, ROUNDING
+    )
+    halves = torch.stack([words & 0xFFFF, words >> 16], 1)  # (word, half, group)
+    return halves.permute(2, 0, 1).reshape(-1)[:n].as_strided(like.shape, like.stride())
+
+
+def stochastic(x: Tensor, dtype: torch.dtype, seed: int, draw: int, start: int) -> Tensor:
+    """One of the two neighbours of x in a dtype of 16 bits, each with the probability of x's place between them.
+
+    Args:
+        x: float32, dense.
+        dtype: bfloat16 or float16; x comes back as it is for any other.
+        seed: The key.
+        draw: Number of the draw.
+        start: Index of the first element in the flattened parameters.
+
+    Returns:
+        float32 values that `dtype` has.
+    """
+    if dtype.itemsize != 2:
+        return x
+    random = rounding_bits(seed, draw, start, x)
+    bits = x.view(torch.int32).to(torch.int64) & _MASK
+    sign, a = bits & 0x80000000, bits & 0x7FFFFFFF
+    if dtype == torch.bfloat16:
+        rounded = (a + random) & 0x7FFF0000
+    else:
+        normal = (a + (random >> 3)) & 0x7FFFE000
+        small = (((x.abs() * 2.0**40).to(torch.int64) + random) >> 16).to(torch.float32) * 2.0**-24
+        rounded = torch.where(a < 0x38800000, small.view(torch.int32).to(torch.int64), normal)
+    rounded = torch.where(a >= 0x7F800000, a, rounded) | sign
+    return (rounded - ((rounded & 0x80000000) << 1)).to(torch.int32).view(torch.float32)
