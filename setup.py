@@ -1,13 +1,20 @@
 """Builds the extension `sharpkern.backend.native._kernels`; everything else stands in pyproject.toml.
 
-The extension includes no header of torch, so the build needs setuptools, pybind11, ninja and a C++17 compiler.
-ninja tracks the headers: after a change only what depends on it is compiled again.
+The extension includes no header of torch, so the build needs setuptools, pybind11, ninja and a C++17 compiler, and for
+the CUDA kernels nvcc, but no GPU. ninja tracks the headers: after a change only what depends on it is compiled again.
+
+Read from the environment:
+    CXX                   the C++ compiler
+    SHARPKERN_CUDA        auto (CUDA kernels if nvcc is found), 0 or 1
+    CUDA_HOME             where nvcc is looked for before the PATH
+    TORCH_CUDA_ARCH_LIST  architectures, such as "8.0;9.0+PTX"
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -33,14 +40,28 @@ rule compile
   depfile = $out.d
   deps = gcc
   description = c++ $out
+rule cuda
+  command = $nvcc -MMD -MF $out.d $flags -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = nvcc $out
 rule link
-  command = $cxx -shared -fopenmp $in -o $out
+  command = $linker $in -o $out
   description = link $out
 """
+# Rounded where the formulas say; statically linked, so that the module loads where there is no driver.
+CUDA_FLAGS = "-std=c++17 -O3 --fmad=false -cudart static -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
+CUDA_VERSION = (12, 1)  # the first with kernel parameters of 32 KB
+ARCHITECTURES = "8.0;9.0;10.0+PTX"
 NO_COMPILER = """
 sharpkern needs a C++17 compiler to build its CPU kernels and found none: '{cxx}' is not on the PATH.
 Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; conda: conda install gxx), or name
 yours in the environment variable CXX, and install again.
+"""
+NO_NVCC = """
+SHARPKERN_CUDA=1 asks for the CUDA kernels, and {reason}.
+Install the CUDA toolkit, from version 12.1 on, and put its nvcc on the PATH or name its folder in CUDA_HOME; or set
+SHARPKERN_CUDA=0 to build without CUDA.
 """
 
 
@@ -64,6 +85,55 @@ def ninja() -> str:
     return str(Path(BIN_DIR) / "ninja")
 
 
+def nvcc() -> str | None:
+    """The CUDA compiler to build with, or None without CUDA kernels: what SHARPKERN_CUDA asks for."""
+    wanted = os.environ.get("SHARPKERN_CUDA", "auto")
+    if wanted not in {"auto", "0", "1"}:
+        sys.exit(f"SHARPKERN_CUDA={wanted}: wanted auto, 0 or 1")
+    if wanted == "0":
+        return None
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    places = os.pathsep.join([*(str(Path(home) / "bin") for home in homes if home), os.environ.get("PATH", "")])
+    found, reason = shutil.which("nvcc", path=places), "there is no nvcc"
+    if found:
+        said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
+        version = re.search(r"release (\d+)\.(\d+)", said)
+        if version and tuple(map(int, version.groups())) >= CUDA_VERSION:
+            return found
+        reason = f"{found} is older than {'.'.join(map(str, CUDA_VERSION))}"
+    if wanted == "1":
+        sys.exit(NO_NVCC.format(reason=reason))
+    print(f"sharpkern is built without CUDA kernels: {reason}")
+    return None
+
+
+def architectures(nvcc: str) -> tuple[list[str], list[str]]:
+    """The GPU architectures to compile for, such as 90, and the flags of nvcc that say so.
+
+    Args:
+        nvcc: The compiler; what it does not know is left out of the default list.
+
+    Returns:
+        Names and flags.
+    """
+    named = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    entries = (named or ARCHITECTURES).replace(";", " ").split()
+    known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    names, flags = [], []
+    for entry in entries:
+        match = re.fullmatch(r"(\d+)\.(\d+[a-z]?)(\+PTX)?", entry)
+        if not match:
+            sys.exit(f"TORCH_CUDA_ARCH_LIST={named}: wanted numbers such as 8.0;9.0+PTX, not {entry!r}")
+        name = match[1] + match[2]
+        if not named and f"compute_{name}" not in known:
+            continue
+        names.append(name)
+        flags.append(f"-gencode arch=compute_{name},code=sm_{name}")
+        if match[3]:
+            flags.append(f"-gencode arch=compute_{name},code=compute_{name}")
+    return names, flags
+
+
 class NinjaBuild(build_ext):
     """Writes build.ninja and runs it."""
 
@@ -82,18 +152,25 @@ class NinjaBuild(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         root = Path(__file__).resolve().parent / "csrc"
         include = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
-        units = [
-            ("bindings.o", root / "bindings.cpp", f"{FLAGS} {include}"),
-            ("ops.o", root / "cpu/ops.cpp", FLAGS),
+        cuda, linker, defines, units = nvcc(), f"{shlex.join(cxx)} -shared -fopenmp", "", []
+        if cuda:
+            names, generate = architectures(cuda)
+            flags = f"{CUDA_FLAGS} -ccbin {shlex.quote(cxx[0])} {' '.join(generate)}"
+            linker = f"{cuda} -shared -cudart static -ccbin {shlex.quote(cxx[0])} -Xcompiler -fopenmp"
+            defines = f"-DSHARPKERN_CUDA_ARCHITECTURES='\"{','.join(names)}\"'"
+            units = [(f"cuda_{x.stem}.o", "cuda", x, flags) for x in sorted((root / "cuda").glob("*.cu"))]
+        units += [
+            ("bindings.o", "compile", root / "bindings.cpp", f"{FLAGS} {defines} {include}"),
+            ("ops.o", "compile", root / "cpu/ops.cpp", FLAGS),
             *(
-                (f"kernels_{isa}.o", root / "cpu/kernels.cpp", f"{FLAGS} {flags} -DSHARPKERN_ISA={isa}")
+                (f"kernels_{isa}.o", "compile", root / "cpu/kernels.cpp", f"{FLAGS} {flags} -DSHARPKERN_ISA={isa}")
                 for isa, flags in ISA_FLAGS.items()
             ),
         ]
-        lines = [f"cxx = {shlex.join(cxx)}", RULES]
-        for name, source, flags in units:
-            lines.append(f"build {name}: compile {source}\n  flags = {flags}")
-        lines.append(f"build {target}: link {' '.join(name for name, _, _ in units)}\n")
+        lines = [f"cxx = {shlex.join(cxx)}", f"nvcc = {cuda}", f"linker = {linker}", RULES]
+        for name, rule, source, flags in units:
+            lines.append(f"build {name}: {rule} {source}\n  flags = {flags}")
+        lines.append(f"build {target}: link {' '.join(name for name, *_ in units)}\n")
         (folder / "build.ninja").write_text("\n".join(lines))
         subprocess.run([ninja(), "-C", str(folder), "--quiet" if not self.verbose else "-v"], check=True)
 

@@ -71,7 +71,8 @@ def test_only_what_depends_on_a_header_is_compiled_again(tmp_path: Path) -> None
 
     def build() -> set[str]:
         notes.write_text("")
-        done = python("setup.py", "-q", "build_ext", "--inplace", folder=folder, environment={"CXX": compiler})
+        environment = {"CXX": compiler, "SHARPKERN_CUDA": "0"}
+        done = python("setup.py", "-q", "build_ext", "--inplace", folder=folder, environment=environment)
         assert done.returncode == 0, done.stdout + done.stderr
         return {name for name in notes.read_text().split() if name.endswith(".o")}
 
@@ -85,6 +86,104 @@ def test_only_what_depends_on_a_header_is_compiled_again(tmp_path: Path) -> None
     assert build() == set()
     found = python("-c", f"import {EXTENSION} as m; print(m.__file__)", folder=folder, environment={"PYTHONPATH": ""})
     assert found.stdout.strip() == str(built[0]), found.stderr
+
+
+NVCC = """#!/bin/sh
+echo "$@" >> {notes}
+case "$1" in
+--version) echo "Cuda compilation tools, release {release}, V0" ;;
+--list-gpu-arch) printf "compute_80\\ncompute_90\\n" ;;
+-shared)
+    for argument; do
+        case "$argument" in *.o) objects="$objects $argument" ;; *.so) target="$argument" ;; esac
+    done
+    for object in $objects; do [ "$object" = "$target" ] || inputs="$inputs $object"; done
+    exec g++ -shared $inputs -o "$target" ;;
+*)
+    for last; do :; done
+    touch "$last.d"
+    echo | exec g++ -x c++ -c - -o "$last" ;;
+esac
+"""
+
+
+class Toolkit:
+    """A folder like that of the CUDA toolkit, with an nvcc that compiles nothing and notes what it is asked for."""
+
+    def __init__(self, folder: Path, release: str) -> None:
+        self.notes = folder / "asked.txt"
+        self.environment = {"CUDA_HOME": str(folder), "PYTHONPATH": "", "TORCH_CUDA_ARCH_LIST": ""}
+        nvcc = folder / "bin/nvcc"
+        nvcc.parent.mkdir()
+        nvcc.write_text(NVCC.format(notes=self.notes, release=release))
+        nvcc.chmod(0o755)
+
+    def asked(self) -> list[str]:
+        """The calls since the last time, but for questions."""
+        calls = self.notes.read_text().splitlines() if self.notes.exists() else []
+        self.notes.unlink(missing_ok=True)
+        return [call for call in calls if not call.startswith("--")]
+
+
+def test_cuda_kernels_come_and_go_with_the_switch(tmp_path: Path) -> None:
+    pytest.importorskip("ninja")
+    folder = copy_sources(tmp_path)
+    compiler, _ = quick_compiler(tmp_path)
+    toolkit = Toolkit(tmp_path, "13.0")
+    sources = {path.name for path in (folder / "csrc/cuda").glob("*.cu")}
+    assert sources
+
+    def build(**environment: str) -> tuple[set[str], list[str]]:
+        arguments = ("setup.py", "-q", "build_ext", "--inplace")
+        done = python(*arguments, folder=folder, environment={"CXX": compiler, **toolkit.environment, **environment})
+        assert done.returncode == 0, done.stdout + done.stderr
+        calls = toolkit.asked()
+        compiled = {Path(word).name for call in calls for word in call.split() if word.endswith(".cu")}
+        return compiled, [word for call in calls for word in call.split() if word.startswith("arch=")]
+
+    assert build(SHARPKERN_CUDA="0") == (set(), [])
+    compiled, generated = build()  # in the folder of a build without
+    assert compiled == sources
+    assert set(generated) == {"arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90"}  # it does not know 100
+    assert build(SHARPKERN_CUDA="1") == (set(), [])  # nothing has changed
+    compiled, generated = build(TORCH_CUDA_ARCH_LIST="9.0a 8.6+PTX")
+    assert compiled == sources
+    assert set(generated) == {
+        "arch=compute_90a,code=sm_90a",
+        "arch=compute_86,code=sm_86",
+        "arch=compute_86,code=compute_86",
+    }
+    assert build(SHARPKERN_CUDA="0") == (set(), [])
+    built = next(iter(folder.glob("sharpkern/backend/native/_kernels*.so")))
+    code = f"import {EXTENSION} as m; print(m.cuda_architectures())"
+    found = python("-c", code, folder=folder, environment={"PYTHONPATH": ""})
+    assert found.stdout.strip() == "[]", f"{built}: {found.stderr}"
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"SHARPKERN_CUDA": "1", "CUDA_HOME": "", "PATH": "/nonexistent"}, "there is no nvcc"),
+        ({"SHARPKERN_CUDA": "1"}, "is older than 12.1"),
+        ({"SHARPKERN_CUDA": "yes"}, "SHARPKERN_CUDA=yes: wanted auto, 0 or 1"),
+    ],
+)
+def test_a_wish_for_cuda_that_cannot_be_met(environment: dict[str, str], message: str, tmp_path: Path) -> None:
+    compiler, _ = quick_compiler(tmp_path)
+    toolkit = Toolkit(tmp_path, "11.8")
+    environment = {"CXX": compiler, **toolkit.environment, **environment}
+    done = python("setup.py", "build_ext", folder=copy_sources(tmp_path), environment=environment)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_architecture_that_is_none(tmp_path: Path) -> None:
+    compiler, _ = quick_compiler(tmp_path)
+    environment = {"CXX": compiler, **Toolkit(tmp_path, "12.4").environment, "TORCH_CUDA_ARCH_LIST": "Hopper"}
+    done = python("setup.py", "build_ext", folder=copy_sources(tmp_path), environment=environment)
+    assert done.returncode != 0
+    assert "wanted numbers such as 8.0;9.0+PTX, not 'Hopper'" in done.stderr
 
 
 COMMANDS = {
