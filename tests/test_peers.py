@@ -74,13 +74,16 @@ PLAIN: dict[str, tuple[Any, dict[str, Any]]] = {
 )
 @pytest.mark.parametrize("name", PLAIN)
 def test_rho_zero_is_the_base_optimizer(name: str, optimizer_class: Any, dtype: torch.dtype, backend: str) -> None:
-    """The first pass leaves w bit for bit; from the same state a step ends within 2 ulp of torch's.
+    """The first pass leaves w bit for bit; from the same state a step ends within a few ulp of torch's.
 
-    torch's own implementations (for-loop, foreach, fused) agree to the bit for SGD and to 1 ulp for Adam.
+    torch's own implementations (for-loop, foreach, fused) agree to the bit for SGD. For Adam they do not, and differ
+    between processors (the square root comes from MKL): where a weight of the update's size meets it, each of two
+    implementations with ten roundings is up to 4 ulp off.
     """
     torch_class, options = PLAIN[name]
     start = [w.to(dtype) for w in (*network_weights(SEED), torch.zeros(0), *many_weights())]
     params, twins = parameters(start), parameters(start)
+    bound = 2 if torch_class is torch.optim.SGD else 8
     optimizer = optimizer_class(params, torch_class, rho=0.0, backend=backend, **options)
     plain = torch_class(twins, **options)
     for step in range(6):
@@ -95,7 +98,7 @@ def test_rho_zero_is_the_base_optimizer(name: str, optimizer_class: Any, dtype: 
         optimizer.second_step()
         plain.step()
         for p, twin, w in zip(params, twins, before, strict=True):
-            assert apart_in_ulp(p, twin, torch.maximum(w.abs(), twin.detach().abs())) <= 2
+            assert apart_in_ulp(p, twin, torch.maximum(w.abs(), twin.detach().abs())) <= bound
             p.data.copy_(twin.detach())
 
 
