@@ -49,13 +49,14 @@ def check(args: argparse.Namespace) -> int:
     """Prints the worst error of every op and formula, and whether all are in bounds."""
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     print(f"errors in units in the last place against the float64 reference; seed {seed}")
-    print(f"{'backend':10} {'op':9} {'formula':22} {'dtype':9} {'worst':>8} {'bound':>6}")
+    print(f"{'backend':10} {'device':6} {'op':9} {'formula':22} {'dtype':9} {'worst':>8} {'bound':>6}")
     rows = []
     for row in verify.run(seed):
         rows.append(row)
         dtype = str(row.dtype).removeprefix("torch.")
         mark = "" if row.passed else "  OUT OF BOUNDS"
-        print(f"{row.backend:10} {row.op:9} {row.formula:22} {dtype:9} {row.error:8.3f} {row.bound:6.1f}{mark}")
+        what = f"{row.backend:10} {row.device:6} {row.op:9} {row.formula:22} {dtype:9}"
+        print(f"{what} {row.error:8.3f} {row.bound:6.1f}{mark}")
     failed = sum(not row.passed for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} checks in bounds" + (f", {failed} OUT OF BOUNDS" if failed else ""))
     return 1 if failed else 0

@@ -119,18 +119,19 @@ class Record:
             return figures
         squares = torch.zeros((4,), dtype=torch.float64, device=total.device)  # g², ε², g2², g g2
         for row, launch in enumerate(launches):
-            scale = torch.where(total > 0, launch.rho / total.sqrt(), 0.0)
+            own = launch.tensors.total
+            scale = torch.where(own > 0, launch.rho / own.sqrt(), 0.0)
             for i, g in enumerate(first[row]):
                 if g is not None:
                     w0 = launch.tensors.saved[i].to(launch.tensors.state_dtype)
                     sg = launch.covariance.s(w0, self._fisher(launch, i, g)) * g
-                    squares[0] += g.double().square().sum()
-                    squares[1] += (scale * sg.double()).square().sum()
+                    squares[0] += g.double().square().sum().to(total.device)
+                    squares[1] += (scale * sg.double()).square().sum().to(total.device)
                 g2 = second[row][i] if second is not None else None
                 if g2 is not None:
-                    squares[2] += g2.double().square().sum()
+                    squares[2] += g2.double().square().sum().to(total.device)
                     if g is not None:
-                        squares[3] += (g.double() * g2.double()).sum()
+                        squares[3] += (g.double() * g2.double()).sum().to(total.device)
         figures["grad_norm"], figures["perturbation_norm"] = squares[0].sqrt(), squares[1].sqrt()
         if second is not None:
             figures["gradient_cosine"] = squares[3] / (squares[0].sqrt() * squares[2].sqrt())

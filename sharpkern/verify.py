@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ class Row:
 
     Attributes:
         backend: Name of the backend.
+        device: "cpu" or "cuda".
         op: Name of the op.
         formula: Covariance or base update.
         dtype: Of the weights and gradients.
@@ -53,6 +55,7 @@ class Row:
     """
 
     backend: str
+    device: str
     op: str
     formula: str
     dtype: torch.dtype
@@ -65,11 +68,32 @@ class Row:
         return self.error <= self.bound
 
 
-def _lists(dtype: torch.dtype, generator: torch.Generator) -> Tensors:
+@dataclass(frozen=True)
+class _Place:
+    """A backend on a device, and where random data come from."""
+
+    backend: str
+    device: str
+    generator: torch.Generator
+
+    @property
+    def ops(self) -> ops.Ops:
+        return ops.load(self.backend)
+
+    def row(self, op: str, formula: str, dtype: torch.dtype, error: float, bound: float) -> Row:
+        """What came out there."""
+        return Row(self.backend, self.device, op, formula, dtype, error, bound)
+
+    def scalar(self, value: Tensor) -> Tensor:
+        """A sum as the ops take it."""
+        return value.to(self.device)
+
+
+def _lists(dtype: torch.dtype, place: _Place) -> Tensors:
     """A list of tensors with everything that any op may want, random."""
 
     def draw(n: int, scale: float) -> Tensor:
-        return torch.randn(n, generator=generator) * scale
+        return (torch.randn(n, generator=place.generator) * scale).to(place.device)
 
     params = [torch.nn.Parameter(draw(n, 0.5).to(dtype)) for n in SIZES]
     for p in params:
@@ -88,17 +112,20 @@ def _lists(dtype: torch.dtype, generator: torch.Generator) -> Tensors:
 
 
 def _twin(t: Tensors) -> Tensors:
-    """The same in float64."""
-    params = [torch.nn.Parameter(w.to(torch.float64, copy=True)) for w in t.weights]
-    for p, g in zip(params, t.gradients, strict=True):
-        p.grad = None if g is None else g.to(torch.float64, copy=True)
+    """The same on the CPU in float64."""
+
+    def wide(tensors: Sequence[Tensor | None]) -> list[Any]:
+        return [None if x is None else x.to("cpu", torch.float64, copy=True) for x in tensors]
+
+    params = [torch.nn.Parameter(w) for w in wide(t.weights)]
+    for p, g in zip(params, wide(t.gradients), strict=True):
+        p.grad = g
     twin = Tensors(params, 0)
     twin.read_gradients()
-    twin.saved = [w0.to(torch.float64, copy=True) for w0 in t.saved]
+    twin.saved = wide(t.saved)
     twin.set_source()
-    twin.steps += t.steps
-    for slot in ("fisher", "m", "v"):
-        setattr(twin, slot, [x.to(torch.float64, copy=True) for x in getattr(t, slot)])
+    twin.steps += t.steps.cpu()
+    twin.fisher, twin.m, twin.v = wide(t.fisher), wide(t.m), wide(t.v)
     return twin
 
 
@@ -119,8 +146,8 @@ def _error(got: Sequence[Tensor | None], wanted: Sequence[Tensor | None], sizes:
         if x is None or y is None or x0 is None:
             continue
         info = torch.finfo(x.dtype)
-        size = torch.maximum(y.abs(), x0.double().abs()).clamp_min(info.smallest_normal)
-        error = float(((x.double() - y).abs() / (size * info.eps)).max())
+        size = torch.maximum(y.abs(), x0.cpu().double().abs()).clamp_min(info.smallest_normal)
+        error = float(((x.cpu().double() - y).abs() / (size * info.eps)).max())
         worst = error if not error <= worst else worst  # NaN is the worst
     return worst
 
@@ -136,52 +163,54 @@ def _formula(covariance: Covariance) -> str:
     return covariance.damping + ("_average" if covariance.stored else "")
 
 
-def _norm_rows(name: str, dtype: torch.dtype, generator: torch.Generator) -> Iterator[Row]:
-    backend, reference = ops.load(name), ops.load("reference")
+def _norm_rows(dtype: torch.dtype, place: _Place) -> Iterator[Row]:
+    backend, reference = place.ops, ops.load("reference")
     for covariance in COVARIANCES:
-        t = _lists(dtype, generator)
-        total, wanted = torch.zeros((2, 1), dtype=torch.float64).unbind()
+        t = _lists(dtype, place)
+        total, wanted = torch.zeros((2,), dtype=torch.float64).unbind()
+        total = place.scalar(total)
         backend.sq_norm(t, covariance, total)
         reference.sq_norm(_twin(t), covariance, wanted)
-        error = float((total / wanted - 1).abs() / torch.finfo(t.state_dtype).eps)
-        yield Row(name, "sq_norm", _formula(covariance), dtype, error, NORM_BOUND)
+        error = float((total.cpu() / wanted - 1).abs() / torch.finfo(t.state_dtype).eps)
+        yield place.row("sq_norm", _formula(covariance), dtype, error, NORM_BOUND)
 
         twin, before = _twin(t), [_copies(t.weights), _copies(t.fisher)]
-        backend.ascend_(t, covariance, 0.5, wanted, True)
+        backend.ascend_(t, covariance, 0.5, place.scalar(wanted), True)
         reference.ascend_(twin, covariance, 0.5, wanted, True)
         errors = [_error(t.weights, twin.weights, before[0]), _error(t.fisher, twin.fisher, before[1])]
         if not all(torch.equal(w0, w) for w0, w in zip(t.saved, before[0], strict=True) if w is not None):
             errors.append(float("inf"))  # the copy is exact or wrong
-        yield Row(name, "ascend_", _formula(covariance), dtype, max(errors), BOUND)
+        yield place.row("ascend_", _formula(covariance), dtype, max(errors), BOUND)
 
 
-def _update_rows(name: str, dtype: torch.dtype, generator: torch.Generator) -> Iterator[Row]:
-    backend, reference = ops.load(name), ops.load("reference")
-    total = torch.ones((1,), dtype=torch.float64)
+def _update_rows(dtype: torch.dtype, place: _Place) -> Iterator[Row]:
+    backend, reference = place.ops, ops.load("reference")
+    one = torch.ones((), dtype=torch.float64)
+    total = place.scalar(one)
     for update, natural in itertools.product(UPDATES, NATURAL):
-        t = _lists(dtype, generator)
+        t = _lists(dtype, place)
         twin, size = _twin(t), _magnitudes(t)
-        reference.descend_(size, replace(update, lr=-update.lr, maximize=False), natural, total, None)
+        reference.descend_(size, replace(update, lr=-update.lr, maximize=False), natural, one, None)
         backend.descend_(t, update, natural, total, None)
-        reference.descend_(twin, update, natural, total, None)
+        reference.descend_(twin, update, natural, one, None)
         errors = [
             _error(t.weights, twin.weights, size.weights),
             _error(t.m, twin.m, size.m),
             _error(t.v, twin.v, size.v),
         ]
         formula = update.kernel + ("" if natural is None else f" × {natural.damping}")
-        yield Row(name, "descend_", formula, dtype, max(errors), BOUND)
+        yield place.row("descend_", formula, dtype, max(errors), BOUND)
 
-    t = _lists(dtype, generator)
+    t = _lists(dtype, place)
     for w in t.weights:
         w.fill_(float("nan"))
     backend.restore_(t, total)
     same = all(torch.equal(w, w0) for w, w0 in zip(t.weights, t.saved, strict=True))
-    yield Row(name, "restore_", "copy", dtype, 0.0 if same else float("inf"), 0.0)
+    yield place.row("restore_", "copy", dtype, 0.0 if same else float("inf"), 0.0)
 
 
 def run(seed: int = 0) -> Iterator[Row]:
-    """Checks every op × formula × dtype of every backend that can be used on the CPU.
+    """Checks every op × formula × dtype of every backend on every device where it can be used.
 
     Args:
         seed: Of the random data.
@@ -191,7 +220,8 @@ def run(seed: int = 0) -> Iterator[Row]:
     """
     generator = torch.Generator().manual_seed(seed)
     for status in ops.backends():
-        if status.usable and status.device == "cpu":
-            for dtype in DTYPES:
-                yield from _norm_rows(status.name, dtype, generator)
-                yield from _update_rows(status.name, dtype, generator)
+        for dtype in DTYPES:
+            if ops.load(status.name).why_not(torch.device(status.device), {dtype}) is None:
+                place = _Place(status.name, status.device, generator)
+                yield from _norm_rows(dtype, place)
+                yield from _update_rows(dtype, place)

@@ -53,9 +53,9 @@ def test_verify_finds_everything_in_bounds(seed: int, capsys: pytest.CaptureFixt
     *rows, last = capsys.readouterr().out.splitlines()
     assert f"seed {seed}" in rows[0]
     assert "OUT OF BOUNDS" not in "".join(rows)
-    checked = {tuple(row.split()[:2]) for row in rows[2:]}
+    checked = {tuple(row.split()[:3]) for row in rows[2:]}
     usable = [name for name, status in USABLE.items() if status.usable]
-    assert checked == {(name, op) for name in usable for op in OPS}
+    assert checked == {(name, "cpu", op) for name in usable for op in OPS}
     for dtype in ("float32", "bfloat16", "float16", "float64"):
         assert dtype in "".join(rows)
     assert last == f"{len(rows) - 2} of {len(rows) - 2} checks in bounds"
@@ -94,7 +94,7 @@ def test_verify_finds_a_wrong_kernel(
     wrong = [row for row in rows if row.endswith("OUT OF BOUNDS")]
     assert wrong
     assert last.endswith(f", {len(wrong)} OUT OF BOUNDS")
-    assert {row.split()[1] for row in wrong} == {op}
+    assert {row.split()[2] for row in wrong} == {op}
 
 
 def test_verify_draws_a_new_seed_unless_told(
