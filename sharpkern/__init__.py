@@ -1,5 +1,6 @@
 """Sharpness-aware optimizers for PyTorch with fused kernels."""
 
+from sharpkern import fisher
 from sharpkern.model import frozen_statistics, param_groups
 from sharpkern.ops import BackendStatus, backends
 from sharpkern.optimizer import SharpnessAware
@@ -14,6 +15,7 @@ __all__ = [
     "FisherSAM",
     "SharpnessAware",
     "backends",
+    "fisher",
     "frozen_statistics",
     "param_groups",
 ]
