@@ -37,8 +37,13 @@ class Update(Protocol):
     def states(self) -> tuple[str, ...]:
         """torch's names of the state tensors m, v."""
 
-    def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
-        """The new weight; m and v are updated in place. `step` counts the updates done before, a 0-d tensor."""
+    def __call__(
+        self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, raw: Tensor | None = None
+    ) -> Tensor:
+        """The new weight; m and v are updated in place. `step` counts the updates done before, a 0-d tensor.
+
+        A second moment takes `raw` instead of g where it is given.
+        """
 
 
 def _sign(maximize: bool) -> float:
@@ -78,7 +83,9 @@ class SGD:
     def states(self) -> tuple[str, ...]:
         return ("momentum_buffer",) if self.momentum else ()
 
-    def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
+    def __call__(
+        self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, raw: Tensor | None = None
+    ) -> Tensor:
         d = _decayed(_sign(self.maximize) * g, w0, self.weight_decay)
         if self.momentum == 0 or m is None:
             return w0.add(d, alpha=-float(self.lr))
@@ -90,8 +97,8 @@ class SGD:
 class Adam:
     """m ← m + (1 - β1)(g - m);  v ← β2 v + (1 - β2) g²;  w = w0 - lr m̂ / (sqrt(v̂) + eps).
 
-    m̂ = m/(1 - β1^t) and v̂ = v/(1 - β2^t). Weight decay adds weight_decay w0 to g; decoupled it first takes w0 to
-    (1 - lr weight_decay) w0. As `torch.optim.Adam` and `AdamW`.
+    m̂ = m/(1 - β1^t) and v̂ = v/(1 - β2^t). Weight decay adds weight_decay w0 to g; decoupled it takes w0 to
+    (1 - lr weight_decay) w0 instead. As `torch.optim.Adam` and `AdamW`. A penalty adds penalty w0 to g in any case.
     """
 
     lr: Number
@@ -100,35 +107,51 @@ class Adam:
     weight_decay: float
     decoupled: bool
     maximize: bool
+    penalty: float = 0.0
 
+    kernel: ClassVar[str] = "adam"
     states: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     @property
-    def kernel(self) -> str:
-        return "adamw" if self.decoupled else "adam"
+    def _added(self) -> float:
+        """What is added to g, in units of w0."""
+        return self.penalty if self.decoupled else self.weight_decay + self.penalty
 
     @property
     def options(self) -> tuple[Number, ...]:
-        return (self.lr, *self.betas, self.eps, self.weight_decay, _sign(self.maximize))
+        shrinking = self.weight_decay if self.decoupled else 0.0
+        return (self.lr, *self.betas, self.eps, self._added, _sign(self.maximize), shrinking)
 
-    def __call__(self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor) -> Tensor:
+    def __call__(
+        self, w0: Tensor, g: Tensor, m: Tensor | None, v: Tensor | None, step: Tensor, raw: Tensor | None = None
+    ) -> Tensor:
         assert m is not None
         assert v is not None
         (beta1, beta2), lr = self.betas, float(self.lr)
         t = float(step) + 1
-        g = _sign(self.maximize) * g
+        g = _decayed(_sign(self.maximize) * g, w0, self._added)
         if self.decoupled:
             w0 = w0 * (1 - lr * self.weight_decay)
-        else:
-            g = _decayed(g, w0, self.weight_decay)
         m.lerp_(g, 1 - beta1)
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        raw = g if raw is None else raw
+        v.mul_(beta2).addcmul_(raw, raw, value=1 - beta2)
         root = v.sqrt().div_(math.sqrt(1 - beta2**t)).add_(self.eps)
         return w0.addcdiv(m, root, value=-lr / (1 - beta1**t))
 
 
-def update(group: Mapping[str, Any], base_optimizer: type[torch.optim.Optimizer]) -> Update | None:
-    """The fused update that does what `base_optimizer` does with the options of `group`, or None."""
+def update(
+    group: Mapping[str, Any], base_optimizer: type[torch.optim.Optimizer], penalty: float = 0.0
+) -> Update | None:
+    """The fused update that does what `base_optimizer` does with the options of `group`, or None.
+
+    Args:
+        group: The options.
+        base_optimizer: The class.
+        penalty: Added to the gradient, in units of w0: weight decay that is never decoupled.
+
+    Returns:
+        The update.
+    """
     if group.get("differentiable"):
         return None
     if base_optimizer is torch.optim.SGD:
@@ -136,7 +159,7 @@ def update(group: Mapping[str, Any], base_optimizer: type[torch.optim.Optimizer]
             number(group["lr"]),
             group["momentum"],
             group["dampening"],
-            group["weight_decay"],
+            group["weight_decay"] + penalty,
             group["nesterov"],
             group["maximize"],
         )
@@ -150,5 +173,6 @@ def update(group: Mapping[str, Any], base_optimizer: type[torch.optim.Optimizer]
             group["weight_decay"],
             decoupled,
             group["maximize"],
+            penalty,
         )
     return None

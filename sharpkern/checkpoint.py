@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # State that the fused updates keep in float32 whatever the dtype of the weight; torch would cast it to that dtype.
-_FLOAT_STATE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "fisher", "master")
+_FLOAT_STATE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "fisher", "covariance", "master")
 
 
 def _pairs(saved: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, Tensor]]:
@@ -68,7 +68,7 @@ def restore_state(
         for name, value in saved.get(i, {}).items():
             if not isinstance(value, Tensor):
                 continue
-            kept = name in {"fisher", "master"} or (fused and name in _FLOAT_STATE) or name == "step"
+            kept = name in {"fisher", "covariance", "master"} or (fused and name in _FLOAT_STATE) or name == "step"
             source = value if kept else state[param][name]
             device = source.device if name == "step" else param.device
             state[param][name] = source.detach().to(device=device, copy=True, memory_format=torch.preserve_format)

@@ -18,6 +18,9 @@ _ONE_OF = {
     "adaptive": (True, False),
     "scaled": (True, False),
     "natural_gradient": (True, False),
+    "parametrization": ("log", "direct"),
+    "curvature": ("exact", "difference"),
+    "precondition": (True, False),
 }
 
 
@@ -111,6 +114,23 @@ def check_number(name: str, value: Any, positive: bool = False) -> None:
         raise ValueError(f"{name}={number}: wanted a finite number {'> 0' if positive else '>= 0'}")
 
 
+def check_seed(seed: Any) -> int:
+    """Checks a seed.
+
+    Args:
+        seed: An int of 64 bits.
+
+    Returns:
+        It.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed={seed!r}: wanted an int from 0 to 2**64 - 1")
+    return seed
+
+
 def check_options(group: Mapping[str, Any], callable_fisher: bool) -> None:
     """Checks the options of a group that are sharpkern's, and lr.
 
@@ -125,10 +145,17 @@ def check_options(group: Mapping[str, Any], callable_fisher: bool) -> None:
     for name in ("rho", "eta", "lr"):
         if name in group:
             check_number(name, group[name], positive=name == "eta" and additive)
-    if "beta" in group:
-        check_number("beta", group["beta"])
-        if group["beta"] > 1:
-            raise ValueError(f"beta={group['beta']}: wanted a weight of the new gradient from 0 to 1")
+    for name, meaning in (("beta", "a weight of the new gradient"), ("mix", "the share of the Gaussian")):
+        if name in group:
+            check_number(name, group[name])
+            if group[name] > 1:
+                raise ValueError(f"{name}={group[name]}: wanted {meaning} from 0 to 1")
+    for name in ("lr_covariance", "kl_weight"):
+        if name in group:
+            check_number(name, group[name])
+    for name in ("prior_std", "delta", "radius"):
+        if name in group:
+            check_number(name, group[name], positive=True)
     for name, accepted in _ONE_OF.items():
         if name in group and group[name] not in accepted:
             names = [x for x in accepted if x != "callable"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sharpkern.base import Number, Update
+from sharpkern.correction import Correction
 from sharpkern.covariance import Covariance
 from sharpkern.tensors import Tensors
 
@@ -34,16 +35,35 @@ class Ops(Protocol):
     def sq_norm(self, t: Tensors, covariance: Covariance, total: Tensor, add: bool = False) -> None:
         """total ← Σ s g², or with `add` total + Σ s g²; the state dtype within a chunk, float64 across chunks."""
 
-    def ascend_(self, t: Tensors, covariance: Covariance, rho: Number, total: Tensor, track: bool) -> None:
-        """w0 ← w, w ← w + rho s g / sqrt(total); with `track` the stored Fisher diagonal and `t.draw` move on.
+    def ascend_(
+        self,
+        t: Tensors,
+        covariance: Covariance,
+        rho: Number,
+        total: Tensor | None,
+        track: bool,
+        worst: float = 1.0,
+        noise: float = 0.0,
+        again: int | None = None,
+    ) -> None:
+        """w0 ← w, w ← w + rho (worst s g / sqrt(total) + noise sqrt(s) η), η standard normal, never stored.
 
-        Nothing at all where total is not finite; w stays bit for bit where rho / sqrt(total) is 0 or total is 0.
+        With `again`, a number that is added to that of the draw, no copy is made and w ← w0 + ε, w0 from `t.source`.
+        With `track` what is stored of the covariance, and `t.draw`, move on; where `t.first` is there it gets g. Without
+        a total there is no worst case, and gradients are not looked at. Otherwise nothing at all happens where total is
+        not finite; w stays bit for bit where there is no noise and rho / sqrt(total) is 0 or total is 0.
         """
 
     def descend_(
-        self, t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None
+        self,
+        t: Tensors,
+        update: Update,
+        natural: Covariance | None,
+        total: Tensor,
+        second: Tensor | None,
+        correction: Correction | None = None,
     ) -> None:
-        """w ← update(w0, g) with state in place; g is multiplied by s of `natural` first, where it is given.
+        """w ← update(w0, g) with state in place; g is corrected, then multiplied by s of `natural`, where they are given.
 
         Without a gradient w ← w0. Nothing at all where total is not finite; only w ← w0 where `second` is not.
         """

@@ -14,15 +14,16 @@ from torch.optim.optimizer import ParamsT
 from sharpkern import ops
 from sharpkern.base import Update, number, update
 from sharpkern.checkpoint import check_state, restore_state
-from sharpkern.construct import COMMON, Common, base_defaults, check_options, check_parameters
+from sharpkern.construct import COMMON, Common, base_defaults, check_options, check_parameters, check_seed
+from sharpkern.correction import Correction, Traced
 from sharpkern.covariance import Covariance, Identity, sam
 from sharpkern.lowprecision import Watch
 from sharpkern.model import Snapshot
-from sharpkern.perturbation import Launch, Perturbation, WorstCase, add_up
+from sharpkern.perturbation import Launch, Perturbation, WorstCase, add_up, perturb_
 from sharpkern.plan import Plan, read_gradients
 from sharpkern.record import Record
 from sharpkern.tensors import Stale, Tensors
-from sharpkern.wrapped import lent
+from sharpkern.wrapped import correct_, lent
 
 
 class SharpnessAware(torch.optim.Optimizer):
@@ -55,12 +56,14 @@ class SharpnessAware(torch.optim.Optimizer):
         own: dict[str, Any],
         options: dict[str, Any],
         fisher: Callable[[], Sequence[Tensor]] | None = None,
+        seed: int = 0,
     ) -> None:
         self.base_optimizer: torch.optim.Optimizer | None = None
         self._common = common = Common.take(options)
         self._base_class = base_optimizer
         self._fisher = fisher
         self._own = ("scaled", *own)
+        self._seed = check_seed(seed)
         self._draws: int | Tensor = 0  # before the plan there is
         self._watch = Watch()
         self._clear()
@@ -77,6 +80,18 @@ class SharpnessAware(torch.optim.Optimizer):
     def covariance_of(group: dict[str, Any]) -> Covariance:
         """The covariance of a group, from its options."""
         return sam(group)
+
+    def _correction_of(self, group: dict[str, Any], covariance: Covariance) -> Correction | None:
+        """What the method changes in the second half of a step."""
+        return None
+
+    def _penalty_of(self, group: dict[str, Any]) -> float:
+        """What of w the method adds to the gradient."""
+        return 0.0
+
+    def _radius_of(self, group: dict[str, Any]) -> Any:
+        """The radius of the perturbation."""
+        return group["rho"]
 
     def _clear(self) -> None:
         """Sets all that is derived from groups and state, or lives only from one half of a step to the next."""
@@ -145,10 +160,22 @@ class SharpnessAware(torch.optim.Optimizer):
             return last
         check_options(group, self._fisher is not None)
         covariance = self.covariance_of(group) if group["scaled"] else Identity()
-        natural = covariance if group.get("natural_gradient") and group["scaled"] else None
+        multiplies = group.get("natural_gradient") or group.get("precondition")
+        natural = covariance if multiplies and group["scaled"] else None
         # a tensor among the options may change without becoming another: nothing is compared with it
         options = {} if any(isinstance(x, Tensor) for x in group.values()) else dict(group)
-        return Launch(t, options, covariance, number(group["rho"]), update(group, self._base_class), natural)
+        worst, noise = self.perturbation.shares(group)
+        return Launch(
+            t,
+            options,
+            covariance,
+            number(self._radius_of(group)),
+            worst,
+            noise / self._numel**0.5,
+            update(group, self._base_class, self._penalty_of(group)),
+            natural,
+            self._correction_of(group, covariance) if group["scaled"] else None,
+        )
 
     def _refresh_launches(self, plan: Plan) -> list[Launch]:
         last = self._launches if len(self._launches) == len(plan.tensors) else [None] * len(plan.tensors)
@@ -161,15 +188,18 @@ class SharpnessAware(torch.optim.Optimizer):
         plan = self._plan = read_gradients(self._plan, self.state, self._make_plan)
         self.backend, self.why_not = plan.backend, plan.why_not
         launches = self._refresh_launches(plan)
+        one = self.perturbation.passes == 1
         for launch in launches:
             t = launch.tensors
-            plan.attach_fisher(t, launch.covariance.stored)
+            plan.attach_covariance(t, launch.covariance)
             t.gather()
             plan.attach_saved(t)
-            t.set_source()
+            t.set_source(everything=one)
+            if isinstance(launch.correction, Traced):
+                t.allocate_first()
             increment_version(t.params)
         self._set_fisher()
-        self.perturbation.perturb_(plan.ops, launches, track)
+        perturb_(plan.ops, launches, self.perturbation.passes, track)
         self._perturbed = what
         for t in plan.tensors:
             t.scatter()
@@ -181,8 +211,18 @@ class SharpnessAware(torch.optim.Optimizer):
             self._statistics = Snapshot(self._common.model)
 
     def _make_plan(self) -> Plan:
-        noise = (0, self._count_draws()) if self._common.stochastic_rounding else None
-        return Plan(self.param_groups, self.state, self._common.backend, self._common.master_weights, noise)
+        common = self._common
+        noise = (self._seed, self._count_draws()) if self._draws_noise else None
+        plan = Plan(
+            self.param_groups, self.state, common.backend, common.master_weights, noise, common.stochastic_rounding
+        )
+        self._numel = plan.numel
+        return plan
+
+    @property
+    def _draws_noise(self) -> bool:
+        """Whether a step takes random numbers."""
+        return self._common.stochastic_rounding or not isinstance(self.perturbation, WorstCase)
 
     def _count_draws(self) -> Tensor:
         """How often random numbers were drawn."""
@@ -240,7 +280,7 @@ class SharpnessAware(torch.optim.Optimizer):
             t, u = launch.tensors, cast(Update, launch.update)
             increment_version(t.params)
             plan.attach_base(t, u)
-            plan.ops.descend_(t, u, launch.natural, t.total, second.get(t.device))
+            plan.ops.descend_(t, u, launch.natural, t.total, second.get(t.device), launch.correction)
             t.scatter()
             t.note()
 
@@ -253,10 +293,15 @@ class SharpnessAware(torch.optim.Optimizer):
     def _descend_wrapped(self, plan: Plan, second: Tensor | None) -> None:
         """Restores, then calls the torch optimizer, which reads `.grad` itself. Waits for the device."""
         assert self.base_optimizer is not None
+        total = plan.total
+        if bool(total.isfinite()) and (second is None or bool(second.isfinite())):
+            for launch in self._launches:
+                correct_(launch)
         self._restore(plan)
         if not bool(plan.total.isfinite()) or not (second is None or bool(second.isfinite())):
             return
-        with lent(self.param_groups, self.state, self._launches, self._hidden):
+        penalties = [self._penalty_of(group) for group in self.param_groups]
+        with lent(self.param_groups, self.state, self._launches, self._hidden, penalties):
             self.base_optimizer.step()
         for launch in self._launches:
             launch.tensors.gather()
@@ -312,10 +357,11 @@ class SharpnessAware(torch.optim.Optimizer):
         """One whole step: both passes and the update.
 
         Args:
-            closure: Zeroes the gradients, computes the loss, calls backward and returns the loss. Called twice.
+            closure: Zeroes the gradients, computes the loss, calls backward and returns the loss. Called twice, or
+                once by a method of one pass.
 
         Returns:
-            What the closure returned at w.
+            What the closure returned at w; by a method of one pass, at w + ε.
 
         Raises:
             RuntimeError: There is no closure, or the weights stand perturbed.
@@ -324,10 +370,12 @@ class SharpnessAware(torch.optim.Optimizer):
         if closure is None:
             raise RuntimeError(
                 "step() wants a closure that zeroes the gradients, computes the loss, calls backward and returns the "
-                "loss, since a step takes two passes. Without one call first_step() and second_step()"
+                "loss, since w is perturbed on the way. Without one call first_step() and second_step()"
             )
-        with torch.enable_grad():
-            loss = closure()
+        loss = None
+        if self.perturbation.passes == 2:
+            with torch.enable_grad():
+                loss = closure()
         self.first_step()
         try:
             with torch.enable_grad():
@@ -338,7 +386,7 @@ class SharpnessAware(torch.optim.Optimizer):
                 self.restore()
             raise
         self._record.losses(loss, perturbed_loss)
-        return loss
+        return perturbed_loss if self.perturbation.passes == 1 else loss
 
     def perturb(self) -> None:
         """Goes from w to w + ε for analysis; state does not move on.
@@ -425,7 +473,7 @@ class SharpnessAware(torch.optim.Optimizer):
         """
         self._wants(False, "state_dict()")
         saved: dict[str, Any] = super().state_dict()
-        if self._common.stochastic_rounding:
+        if self._draws_noise:
             draws = int(self._count_draws())
             saved["param_groups"] = [{**group, "draws": draws} for group in saved["param_groups"]]
         return saved
@@ -462,6 +510,7 @@ class SharpnessAware(torch.optim.Optimizer):
             "_common",
             "_watch",
             "_draws",
+            "_seed",
             "backend",
             "why_not",
             "_fisher",

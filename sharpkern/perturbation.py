@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sharpkern.base import Number, Update
+from sharpkern.correction import Correction
 from sharpkern.covariance import Covariance
 from sharpkern.ops import Ops
 from sharpkern.tensors import Tensors
@@ -24,16 +25,22 @@ class Launch:
         options: The options, as they stood.
         covariance: The covariance s.
         rho: The radius, in units of sqrt(s).
+        worst: Share of the worst case in ε.
+        noise: Standard deviation of ε at rho = 1 and s = 1.
         update: The fused base update, or None where the torch optimizer is called.
         natural: The covariance by which g2 is multiplied before the update, or None.
+        correction: What the method changes in the second half of the step, or None.
     """
 
     tensors: Tensors
     options: dict[str, Any]
     covariance: Covariance
     rho: Number
+    worst: float
+    noise: float
     update: Update | None
     natural: Covariance | None
+    correction: Correction | None
 
 
 class Perturbation(Protocol):
@@ -41,10 +48,40 @@ class Perturbation(Protocol):
 
     @property
     def passes(self) -> int:
-        """How many backward passes a step takes."""
+        """How many backward passes a step takes; with one the perturbation does not look at gradients."""
 
-    def perturb_(self, ops: Ops, launches: Sequence[Launch], track: bool) -> None:
-        """w0 ← w, w ← w + ε. The lists' `total` is left at Σ s g²; `track` lets state move on."""
+    def shares(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        """Shares of the worst case and of the Gaussian in ε."""
+
+
+class WorstCase:
+    """ε = rho · s g / sqrt(Σ s g²), so Σ ε²/s = rho² ([F] 3, 5, 10); ε = 0 where the sum is 0.
+
+    The sum runs over every parameter of every group: one global norm, each parameter with its own s.
+    """
+
+    passes = 2
+
+    def shares(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        return 1.0, 0.0
+
+
+class Gaussian:
+    """ε = rho/sqrt(p) · sqrt(s) η, η standard normal, so E Σ ε²/s = rho² ([V] Alg. 1); p counts all parameters."""
+
+    passes = 1
+
+    def shares(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        return 0.0, 1.0
+
+
+class Mixed:
+    """ε = (1 - mix) · worst case + mix · Gaussian ([V] section 4)."""
+
+    passes = 2
+
+    def shares(self, group: Mapping[str, Any]) -> tuple[float, float]:
+        return 1.0 - group["mix"], float(group["mix"])
 
 
 def add_up(ops: Ops, pairs: Sequence[tuple[Tensors, Covariance]], totals: Sequence[Tensor]) -> None:
@@ -66,16 +103,18 @@ def add_up(ops: Ops, pairs: Sequence[tuple[Tensors, Covariance]], totals: Sequen
             total.copy_(value)
 
 
-class WorstCase:
-    """ε = rho · s g / sqrt(Σ s g²), so Σ ε²/s = rho² ([F] 3, 5, 10); ε = 0 where the sum is 0.
+def perturb_(ops: Ops, launches: Sequence[Launch], passes: int, track: bool) -> None:
+    """w0 ← w, w ← w + ε. With two passes the lists' `total` is left at Σ s g².
 
-    The sum runs over every parameter of every group: one global norm, each parameter with its own s.
+    Args:
+        ops: The backend.
+        launches: All lists.
+        passes: Of the perturbation.
+        track: Whether state moves on.
     """
-
-    passes = 2
-
-    def perturb_(self, ops: Ops, launches: Sequence[Launch], track: bool) -> None:
+    if passes == 2:
         pairs = [(launch.tensors, launch.covariance) for launch in launches]
         add_up(ops, pairs, [t.total for t, _ in pairs])
-        for launch in launches:
-            ops.ascend_(launch.tensors, launch.covariance, launch.rho, launch.tensors.total, track)
+    for x in launches:
+        total = x.tensors.total if passes == 2 else None
+        ops.ascend_(x.tensors, x.covariance, x.rho, total, track, x.worst, x.noise)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sharpkern import ops
 from sharpkern.base import Update
+from sharpkern.covariance import Covariance
 from sharpkern.tensors import GROUP, Stale, Tensors, empty_like, gradient_dtype
 
 
@@ -24,8 +25,10 @@ class Plan:
         backend: The backend asked for.
         master: Whether weights of 16 bits have float32 masters.
         noise: Where random numbers are drawn, the seed and the number of draws so far; else None.
+        stochastic: Whether w + ε of weights of 16 bits is rounded stochastically.
 
     Attributes:
+        numel: p, the number of elements of all parameters.
         tensors: The lists; those on one device share their `total`, Σ s g² of the last first pass.
         total: That of the first list.
         ops: The backend's module.
@@ -40,6 +43,7 @@ class Plan:
         backend: str,
         master: bool,
         noise: tuple[int, Tensor] | None,
+        stochastic: bool,
     ) -> None:
         lists: dict[Any, list[Tensor]] = {}
         start: dict[Tensor, int] = {}
@@ -49,9 +53,11 @@ class Plan:
                 lists.setdefault((index, p.device, p.dtype, gradient_dtype(p)), []).append(p)
                 start[p], end = end, end + -(-p.numel() // GROUP) * GROUP
         self.tensors = [Tensors(params, key[0], master and key[2].itemsize == 2) for key, params in lists.items()]
+        self.numel = sum(p.numel() for p in start)
         totals = {t.device: t.total for t in self.tensors}
         for t in self.tensors:
             t.total = totals[t.device]
+            t.stochastic = stochastic and t.dtype.itemsize == 2
             if noise is not None:
                 t.seed, t.draw = noise[0], noise[1].to(t.device, copy=True)
                 t.start = [start[p] for p in t.params]
@@ -79,9 +85,9 @@ class Plan:
         for t in self.tensors:
             t.read_gradients()
 
-    def attach_fisher(self, t: Tensors, stored: bool) -> None:
-        """Gives every parameter of a list a Fisher diagonal, zeros at first, or none where `stored` is False."""
-        self._attach(t, "fisher", "fisher" if stored else None, everywhere=True)
+    def attach_covariance(self, t: Tensors, covariance: Covariance) -> None:
+        """Gives every parameter of a list what is kept of its covariance."""
+        self._attach(t, "fisher", covariance.state, everywhere=True, initial=covariance.initial)
 
     def attach_saved(self, t: Tensors) -> None:
         """Makes room for the copy w0, or gives every parameter its float32 master.
@@ -100,7 +106,7 @@ class Plan:
         self._attach(t, "m", m, everywhere=False)
         self._attach(t, "v", v, everywhere=False)
 
-    def _attach(self, t: Tensors, slot: str, name: str | None, everywhere: bool) -> None:
+    def _attach(self, t: Tensors, slot: str, name: str | None, everywhere: bool, initial: float = 0.0) -> None:
         if t.attached.get(slot, (None, True)) == (name, True):
             return
         new: list[Tensor | None] = [None] * len(t.params)
@@ -113,7 +119,7 @@ class Plan:
         if missing:
             zeros = empty_like([t.weights[i] for i in missing], t.state_dtype)
             for i, zero in zip(missing, zeros, strict=True):
-                new[i] = zero.copy_(t.weights[i]) if name == "master" else zero.zero_()
+                new[i] = zero.copy_(t.weights[i]) if name == "master" else zero.fill_(initial)
         for i, (p, x) in enumerate(zip(t.params, new, strict=True)):
             if name is not None and x is not None:
                 state = self._state[p]

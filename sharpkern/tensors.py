@@ -86,8 +86,9 @@ class Tensors:
     Lists run over the parameters. `weights` are the parameters themselves; a dense stand-in where a parameter is a
     view with gaps. `gradients` have the layout of the weights, and None where there is none. `saved` is the copy w0.
     `fisher`, `m`, `v` hold state, or None. `source` is where w0 is read in the second pass. With `master` the copy is
-    no copy but float32 weights, which are state. `draw` counts perturbations on the device where w + ε is rounded
-    stochastically, from random bits that `seed`, it and the elements' indices (`start`) determine; else it is None.
+    no copy but float32 weights, which are state. `draw` counts perturbations on the device where random numbers are
+    drawn, which `seed`, it and the elements' indices (`start`) determine; else it is None. With `stochastic` w + ε is
+    rounded stochastically. `first` are copies of the gradients of the first pass where the second wants them.
 
     Args:
         params: The parameters, in the order of the group.
@@ -102,6 +103,7 @@ class Tensors:
         self.master = master
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.draw: Tensor | None = None
+        self.stochastic = False
         self.seed = 0
         self.start: list[int] = []
         self.versions: list[int] | None = None  # of the parameters, when their masters were last known to be theirs
@@ -118,9 +120,11 @@ class Tensors:
         self.steps = torch.zeros(len(params), dtype=torch.float32, device=self.device)
         self.attached: dict[str, tuple[str | None, bool]] = {}  # by slot: name in the state, whether all have it
         self.saved: list[Tensor] = []
+        self._first: list[Tensor] = []
         self.fisher: list[Tensor | None] = [None] * len(params)
         self.m: list[Tensor | None] = [None] * len(params)
         self.v: list[Tensor | None] = [None] * len(params)
+        self.first: list[Tensor | None] = [None] * len(params)
         self.source: list[Tensor] = self.weights
         self.gradients: list[Tensor | None] = []
         self.gradient_addresses: list[int] = []
@@ -186,9 +190,19 @@ class Tensors:
             self.saved = empty_like(self.weights, self.dtype)
             self.handle = None
 
-    def set_source(self) -> None:
-        """After the perturbation: w0 is the copy where there was a gradient, else the weight itself."""
-        if self.complete or self.master:
+    def allocate_first(self) -> None:
+        """Makes room for copies of the gradients, where there are gradients."""
+        if not self._first:
+            self._first = empty_like(self.weights, self.gradient_dtype)
+        first: list[Tensor | None] = [
+            None if g is None else x for x, g in zip(self._first, self.gradients, strict=True)
+        ]
+        if any(x is not y for x, y in zip(first, self.first, strict=True)):
+            self.first, self.handle = first, None
+
+    def set_source(self, everything: bool = False) -> None:
+        """After the perturbation: w0 is the copy, but without `everything` the weight where it has no gradient."""
+        if everything or self.complete or self.master:
             source = self.saved
         else:
             triples = zip(self.saved, self.weights, self.gradients, strict=True)

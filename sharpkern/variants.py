@@ -10,7 +10,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from sharpkern import covariance
+from sharpkern.base import Adam, number, update
+from sharpkern.correction import Correction, Drawn, Traced
 from sharpkern.optimizer import SharpnessAware
+from sharpkern.perturbation import Gaussian, Mixed
 
 
 class SAM(SharpnessAware):
@@ -157,4 +160,297 @@ class FisherSAM(SharpnessAware):
         super().__init__(params, base_optimizer, own, options, fisher if callable(fisher) else None)
 
 
-VARIANTS: tuple[type[SharpnessAware], ...] = (SAM, ASAM, FisherSAM)
+class RandomSAM(SharpnessAware):
+    """Gaussian perturbation, one backward pass: ε = rho/sqrt(p) · η, η standard normal ([V] Alg. 1), s = 1.
+
+    p counts the elements of all parameters, so E ‖ε‖² = rho² as with SAM; [V]'s σ is rho/sqrt(p). The noise is drawn in
+    the kernel from a counter, never stored, and differs from step to step.
+
+    Args:
+        params: Tensors, named tensors or groups, as for torch.optim.
+        base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
+        rho: Root mean square length of the perturbation, in units of the weights; may differ by group.
+        seed: Of the noise, from 0 to 2^64 - 1; the state_dict holds how often was drawn.
+        **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
+
+    Raises:
+        TypeError: An option that neither this class nor the base optimizer has.
+        ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
+        RuntimeError: The backend asked for cannot run there.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = RandomSAM([weight], rho=0.1, seed=1, lr=0.5)
+        >>> loss = optimizer.step(lambda: ((weight - 1).square().sum().backward(), weight.square().sum())[1])
+        >>> bool(loss > 0)  # at w + ε
+        True
+    """
+
+    perturbation = Gaussian()
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+        *,
+        rho: float = 0.05,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, base_optimizer, {"rho": rho}, options, seed=seed)
+
+    @staticmethod
+    def covariance_of(group: dict[str, Any]) -> covariance.Covariance:
+        """s = 1."""
+        return covariance.Identity()
+
+
+class MixSAM(SharpnessAware):
+    """Mixed perturbation: ε = (1 - mix) · rho s g / sqrt(Σ s g²) + mix · rho/sqrt(p) sqrt(s) η ([V] section 4).
+
+    Args:
+        params: Tensors, named tensors or groups, as for torch.optim.
+        base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
+        rho: Radius, in units of sqrt(s); may differ by group.
+        mix: From 0, the worst case, to 1, the Gaussian; may differ by group.
+        covariance: The covariance s: None for s = 1, or one of `sharpkern.covariance`, such as `Adaptive(eta=0.01)` or
+            `Fisher(eta=1.0)`; may differ by group.
+        seed: Of the noise, from 0 to 2^64 - 1.
+        **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
+
+    Raises:
+        TypeError: An option that neither this class nor the base optimizer has.
+        ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
+        RuntimeError: The backend asked for cannot run there.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = MixSAM([weight], rho=0.1, mix=0.0, lr=0.5)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> with optimizer.perturbed():  # mix = 0 is SAM
+        ...     torch.round(weight.detach(), decimals=4)
+        tensor([3.0600, 4.0800])
+    """
+
+    perturbation = Mixed()
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+        *,
+        rho: float = 0.05,
+        mix: float = 0.5,
+        covariance: covariance.Covariance | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(params, base_optimizer, {"rho": rho, "mix": mix, "covariance": covariance}, options, seed=seed)
+
+    @staticmethod
+    def covariance_of(group: dict[str, Any]) -> covariance.Covariance:
+        """The covariance that was given."""
+        return covariance.Identity() if group["covariance"] is None else group["covariance"]
+
+
+class _Learned(SharpnessAware):
+    """A covariance that is learned: what `VariationalSAM` and `MFVI` share."""
+
+    def covariance_of(self, group: dict[str, Any]) -> covariance.Learned:  # type: ignore[override]
+        """The learned covariance; its prior compares rho²/p with prior_std²."""
+        prior = float(group["rho"]) ** 2 / (self._numel * float(group["prior_std"]) ** 2)
+        log = group["parametrization"] == "log"
+        return covariance.Learned(float(group["lr_covariance"]), float(group["kl_weight"]) / 2, prior, log)
+
+    def _penalty_of(self, group: dict[str, Any]) -> float:
+        return float(group["kl_weight"]) / float(group["prior_std"]) ** 2
+
+
+class VariationalSAM(_Learned):
+    """Learned covariance, worst case: ε = rho · s g / sqrt(Σ s g²), s learned with w ([V] Alg. 3, 36-42).
+
+    s starts at 1, so the first step is SAM's. Then log s goes down ∂/∂log s = rho s g² / (2 sqrt(Σ s g²)) +
+    kl_weight/2 (s rho²/(p prior_std²) - 1), and the gradient of w gains the prior's kl_weight w / prior_std².
+
+    Args:
+        params: Tensors, named tensors or groups, as for torch.optim.
+        base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
+        rho: Radius, in units of the weights at s = 1; may differ by group.
+        lr_covariance: Learning rate of log s, or of s; may differ by group.
+        kl_weight: Weight κ of the KL divergence from the prior, 1/N for N examples ([V]); 0 leaves it out.
+        prior_std: Standard deviation σ0 of the prior N(0, σ0²), in units of the weights.
+        parametrization: "log": steps on log s; "direct": on s, with [V]'s gradient, clamped to [1e-8, 1e8].
+        **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
+
+    Raises:
+        TypeError: An option that neither this class nor the base optimizer has.
+        ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
+        RuntimeError: The backend asked for cannot run there.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+        >>> optimizer = VariationalSAM([weight], rho=1.0, lr_covariance=1.0, lr=0.1)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer.first_step()
+        >>> optimizer.covariance()[0]  # exp(-9/10), exp(-16/10)
+        tensor([0.4066, 0.2019])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+        *,
+        rho: float = 0.05,
+        lr_covariance: float = 0.01,
+        kl_weight: float = 0.0,
+        prior_std: float = 0.1,
+        parametrization: str = "log",
+        **options: Any,
+    ) -> None:
+        own = {
+            "rho": rho,
+            "lr_covariance": lr_covariance,
+            "kl_weight": kl_weight,
+            "prior_std": prior_std,
+            "parametrization": parametrization,
+        }
+        super().__init__(params, base_optimizer, own, options)
+
+
+class MFVI(_Learned):
+    """Mean-field variational inference: ε = rho/sqrt(p) · sqrt(s) η, s learned with w, one pass ([V] Alg. 2, 5-7).
+
+    s starts at 1, so the first step is RandomSAM's. Then log s goes down ∂/∂log s = g2 ε / 2 +
+    kl_weight/2 (s rho²/(p prior_std²) - 1), the reparametrised gradient, and the gradient of w gains the prior's
+    kl_weight w / prior_std². ε is the perturbation as the weights took it.
+
+    Args:
+        params: Tensors, named tensors or groups, as for torch.optim.
+        base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
+        rho: Root mean square length of the perturbation at s = 1, in units of the weights; may differ by group.
+        lr_covariance: Learning rate of log s, or of s; may differ by group.
+        kl_weight: Weight κ of the KL divergence from the prior, 1/N for N examples ([V]); 0 leaves it out.
+        prior_std: Standard deviation σ0 of the prior N(0, σ0²), in units of the weights.
+        parametrization: "log": steps on log s; "direct": on s, with [V]'s gradient, clamped to [1e-8, 1e8].
+        seed: Of the noise, from 0 to 2^64 - 1.
+        **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
+
+    Raises:
+        TypeError: An option that neither this class nor the base optimizer has.
+        ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
+        RuntimeError: The backend asked for cannot run there.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(1000))
+        >>> optimizer = MFVI([weight], rho=1.0, lr_covariance=0.5, lr=0.0)
+        >>> for _ in range(100):
+        ...     loss = optimizer.step(lambda: ((100 * weight.square()).sum().backward(), weight.sum())[1])
+        >>> bool(optimizer.covariance()[0].mean() < 0.9)  # curvature narrows the distribution
+        True
+    """
+
+    perturbation = Gaussian()
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+        *,
+        rho: float = 0.05,
+        lr_covariance: float = 0.01,
+        kl_weight: float = 0.0,
+        prior_std: float = 0.1,
+        parametrization: str = "log",
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        own = {
+            "rho": rho,
+            "lr_covariance": lr_covariance,
+            "kl_weight": kl_weight,
+            "prior_std": prior_std,
+            "parametrization": parametrization,
+        }
+        super().__init__(params, base_optimizer, own, options, seed=seed)
+
+    def _correction_of(self, group: dict[str, Any], s: covariance.Covariance) -> Correction | None:
+        return Drawn(s) if isinstance(s, covariance.Learned) else None
+
+
+class TRACER(SharpnessAware):
+    """SGD- and Adam-TRACER: the loss plus rho Σ g²/(f̄ + delta), f̄ the moving average of g² ([G] Alg. 1, 58).
+
+    Its gradient is g_T = g + 2 rho H v with v = g/(f̄ + delta), f̄ held constant; then f̄ ← (1 - beta) f̄ + beta g².
+    With Adam or AdamW f̄ is Adam's own second moment, which takes the raw g, with its bias correction, and beta is not
+    used. The penalty does not change under a scaling of the coordinates when delta = 0 ([G] 55).
+
+    Args:
+        params: Tensors, named tensors or groups, as for torch.optim.
+        base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
+        rho: Weight of the penalty, in units of the loss; may differ by group.
+        beta: Weight of the new g² in f̄, from 0 to 1.
+        delta: Damping, in units of f̄, > 0; may differ by group.
+        curvature: "difference": H v = (g2 - g) ‖v‖ / radius, g2 taken at w + radius v/‖v‖, two ordinary passes.
+            "exact": H v by double backward in one pass; the closure calls `backward(create_graph=True)`.
+        radius: Length of the step of the difference, in units of the weights.
+        precondition: Multiply g_T by 1/(f̄ + delta) before the base update ([G] 53).
+        **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
+
+    Raises:
+        TypeError: An option that neither this class nor the base optimizer has.
+        ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
+        RuntimeError: The backend asked for cannot run there.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+        >>> optimizer = TRACER([weight], rho=0.5, delta=1.0, radius=0.01, lr=1.0)
+        >>> def closure():  # L = w², H = 2; at first f̄ = 0, so g_T = 2 + 2 · 0.5 · 2 · 2 = 6
+        ...     optimizer.zero_grad()
+        ...     loss = weight.square().sum()
+        ...     loss.backward()
+        ...     return loss
+        >>> loss = optimizer.step(closure)
+        >>> torch.round(weight.detach(), decimals=3)
+        tensor([-5.])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        base_optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+        *,
+        rho: float = 1e-3,
+        beta: float = 0.1,
+        delta: float = 1e-2,
+        curvature: str = "difference",
+        radius: float = 0.01,
+        precondition: bool = False,
+        **options: Any,
+    ) -> None:
+        own = {
+            "rho": rho,
+            "beta": beta,
+            "delta": delta,
+            "curvature": curvature,
+            "radius": radius,
+            "precondition": precondition,
+        }
+        super().__init__(params, base_optimizer, own, options)
+
+    def covariance_of(self, group: dict[str, Any]) -> covariance.Covariance:  # type: ignore[override]
+        """s = 1/(f̄ + delta)."""
+        base = update(group, self._base_class)
+        adam = base.betas[1] if isinstance(base, Adam) else 0.0
+        return covariance.Tracer(float(group["delta"]), float(group["beta"]), adam)
+
+    def _radius_of(self, group: dict[str, Any]) -> Any:
+        return group["radius"]
+
+    def _correction_of(self, group: dict[str, Any], s: covariance.Covariance) -> Correction | None:
+        if not isinstance(s, covariance.Tracer):
+            return None
+        return Traced(s, 2 * number(group["rho"]) / float(group["radius"]), group["curvature"] == "exact")
+
+
+VARIANTS: tuple[type[SharpnessAware], ...] = (SAM, ASAM, FisherSAM, RandomSAM, MixSAM, VariationalSAM, MFVI, TRACER)

@@ -160,7 +160,7 @@ def _formula(covariance: Covariance) -> str:
     """The name under which a covariance is listed."""
     if not isinstance(covariance, Fisher):
         return covariance.kernel
-    return covariance.damping + ("_average" if covariance.stored else "")
+    return covariance.damping + ("" if covariance.batch else "_average")
 
 
 def _norm_rows(dtype: torch.dtype, place: _Place) -> Iterator[Row]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from sharpkern.backend.reference.philox import stochastic
+from sharpkern.backend.reference.philox import normals, stochastic
 from sharpkern.base import Number, Update
-from sharpkern.covariance import Covariance
+from sharpkern.correction import Correction, Drawn, Estimated, Traced
+from sharpkern.covariance import S_MAX, S_MIN, Covariance
 from sharpkern.tensors import Tensors
 
 
@@ -25,6 +27,10 @@ def _with_gradient(t: Tensors) -> Iterator[tuple[int, Tensor, Tensor]]:
             yield i, w, g.to(t.state_dtype)
 
 
+def _fisher(t: Tensors, covariance: Covariance, i: int, g: Tensor) -> Tensor | None:
+    return covariance.fisher(g, t.fisher[i], float(t.steps[i]))
+
+
 def _exact(t: Tensors, i: int) -> Tensor:
     """The unperturbed weight in the arithmetic's dtype."""
     return (t.saved[i] if t.master else t.weights[i]).to(t.state_dtype)
@@ -36,48 +42,114 @@ def sq_norm(t: Tensors, covariance: Covariance, total: Tensor, add: bool = False
     if not add:
         total.zero_()
     for i, _, g in _with_gradient(t):
-        s = covariance.s(_exact(t, i), covariance.fisher(g, t.fisher[i]))
-        total += (s * g * g).sum(dtype=torch.float64)
+        s = covariance.s(_exact(t, i), _fisher(t, covariance, i, g))
+        total += (s * g * (s * g if covariance.direction else g)).sum(dtype=torch.float64)
 
 
 @torch.no_grad()
-def ascend_(t: Tensors, covariance: Covariance, rho: Number, total: Tensor, track: bool) -> None:
-    """w0 ← w, w ← w + rho s g / sqrt(total)."""
-    if not total.isfinite():
+def ascend_(
+    t: Tensors,
+    covariance: Covariance,
+    rho: Number,
+    total: Tensor | None,
+    track: bool,
+    worst: float = 1.0,
+    noise: float = 0.0,
+    again: int | None = None,
+) -> None:
+    """w0 ← w, w ← w + rho (worst s g / sqrt(total) + noise sqrt(s) η)."""
+    if total is not None and not total.isfinite():
         return
-    scale = float(rho) / float(total.sqrt()) if total > 0 else 0.0
-    for i, w, g in _with_gradient(t):
-        if not t.master:
+    scale = worst * float(rho) / float(total.sqrt()) if total is not None and total > 0 else 0.0
+    sigma = noise * float(rho)
+    for i, w in enumerate(t.weights):
+        gradient = t.gradients[i] if total is not None else None
+        if total is not None and gradient is None:
+            continue
+        if again is None and not t.master:
             t.saved[i].copy_(w)
-        w0 = t.saved[i].to(g.dtype)
-        f = covariance.fisher(g, t.fisher[i])
+        w0 = moved = (t.saved if again is None else t.source)[i].to(t.state_dtype)
+        g = torch.zeros_like(w0) if gradient is None else gradient.to(t.state_dtype)
+        f = _fisher(t, covariance, i, g)
+        s = covariance.s(w0, f)
         if scale != 0:
-            moved = w0 + scale * (covariance.s(w0, f) * g)
-            w.copy_(moved if t.draw is None else stochastic(moved, w.dtype, t.seed, int(t.draw), t.start[i]))
-        stored = t.fisher[i]
-        if track and covariance.stored and stored is not None and f is not None:
-            stored.copy_(f)
+            moved = moved + scale * (s * g)
+        if sigma != 0:
+            assert t.draw is not None
+            moved = moved + sigma * s.sqrt() * normals(t.seed, int(t.draw) + (again or 0), t.start[i], w).to(w0.dtype)
+        if scale != 0 or sigma != 0:
+            w.copy_(stochastic(moved, w.dtype, t.seed, int(cast(Tensor, t.draw)), t.start[i]) if t.stochastic else moved)
+        if gradient is None:
+            continue
+        stored, kept, first = t.fisher[i], covariance.after(g, f, scale), t.first[i]
+        if track and stored is not None and kept is not None:
+            stored.copy_(kept)
+        if first is not None:
+            first.copy_(gradient)
     if track and t.draw is not None:
         t.draw += 1
 
 
 @torch.no_grad()
-def descend_(t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None) -> None:
+def descend_(
+    t: Tensors,
+    update: Update,
+    natural: Covariance | None,
+    total: Tensor,
+    second: Tensor | None,
+    correction: Correction | None = None,
+) -> None:
     """w ← update(w0, g); without a gradient w ← w0."""
     if not total.isfinite():
         return
-    restore_(t, total)
     if second is not None and not second.isfinite():
-        return
+        return restore_(t, total)
+    if isinstance(correction, Estimated):
+        return _estimate_(t, update, correction)
     for i, w, g in _with_gradient(t):
-        w0 = t.source[i].to(g.dtype)
+        w0, f, raw = t.source[i].to(g.dtype), t.fisher[i], None
+        g2 = g
+        if isinstance(correction, Traced) and t.first[i] is not None:
+            raw = cast(Tensor, t.first[i]).to(g.dtype)
+            g = correction.gradient(raw, g2, total)
         if natural is not None:
-            g = natural.s(w0, t.fisher[i]) * g
-        new = update(w0, g, t.m[i], t.v[i], t.steps[i])
+            g = natural.s(w0, natural.fisher(g, f, float(t.steps[i])) if isinstance(correction, Traced) else f) * g
+        if isinstance(correction, Drawn) and f is not None:
+            f.copy_(correction.learned.moved(f, 0.5 * g2 * (w.to(g.dtype) - w0)))
+        if isinstance(correction, Traced) and f is not None:
+            f.copy_(correction.tracer.moved(f, g2 if raw is None else raw))
+        new = update(w0, g, t.m[i], t.v[i], t.steps[i], raw)
         if t.master:
             t.saved[i].copy_(new)
         w.copy_(new)
         t.steps[i] += 1
+    for w, w0, gradient in zip(t.weights, t.source, t.gradients, strict=True):
+        if gradient is None and w0 is not w:
+            w.copy_(w0)
+
+
+def _estimate_(t: Tensors, update: Update, correction: Estimated) -> None:
+    """`descend_` where the gradient is estimated from draws."""
+    assert t.draw is not None
+    weights, sigma = correction.weights[t.device], float(correction.sigma) * correction.noise
+    utilities = correction.utilities[t.device] if correction.utilities is not None else None
+    for i, w in enumerate(t.weights):
+        w0, s = t.source[i].to(t.state_dtype), t.fisher[i]
+        g, move = torch.zeros_like(w0), torch.zeros_like(w0)
+        for k, weight in enumerate(weights):
+            noise = normals(t.seed, int(t.draw) + k, t.start[i], w).to(w0.dtype)
+            g += weight * noise
+            if utilities is not None:
+                move += utilities[k] * (noise.square() - 1)
+        g = g / sigma if s is None else g / (sigma * s.sqrt())
+        new = update(w0, g, t.m[i], t.v[i], t.steps[i])
+        if s is not None and utilities is not None:
+            s.mul_((0.5 * correction.lr * move).exp()).clamp_(S_MIN, S_MAX)
+        if t.master:
+            t.saved[i].copy_(new)
+        w.copy_(new)
+        t.steps[i] += 1
+    t.draw += len(weights)
 
 
 @torch.no_grad()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from sharpkern.tensors import GROUP
 
-ROUNDING = 1  # the stream of random bits that rounding takes
+NORMAL, ROUNDING = 0, 1  # streams: what the numbers are for
 _MASK = 0xFFFFFFFF
 
 
@@ -32,6 +34,27 @@ def philox(seed: int, group: Tensor, draw: int, stream: int) -> Tensor:
         c1, c3 = p1 & _MASK, p0 & _MASK
         k0, k1 = (k0 + 0x9E3779B9) & _MASK, (k1 + 0xBB67AE85) & _MASK
     return torch.stack([c0, c1, c2, c3])
+
+
+def normals(seed: int, draw: int, start: int, like: Tensor) -> Tensor:
+    """One standard normal number an element, in the elements' order in memory; the transform of Box and Muller (1958).
+
+    Args:
+        seed: The key.
+        draw: Number of the draw.
+        start: Index of the first element in the flattened parameters, a multiple of 4.
+        like: The tensor; dense.
+
+    Returns:
+        float64 in the shape and layout of `like`; of magnitude 6.7 at most.
+    """
+    n = like.numel()
+    group = start // 4 + torch.arange(-(-n // 4), device=like.device)
+    words = philox(seed, group, draw, NORMAL).reshape(2, 2, -1)  # pair, word, group
+    uniform = ((words[:, 0] >> 1).to(torch.float32) * 2.0**-31 + 2.0**-32).double()  # rounded as in the kernels
+    radius, angle = (-2 * uniform.log()).sqrt(), words[:, 1].double() * (2 * math.pi * 2.0**-32)
+    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()])  # place in the pair, pair, group
+    return pairs.permute(2, 1, 0).reshape(-1)[:n].as_strided(like.shape, like.stride())
 
 
 def rounding_bits(seed: int, draw: int, start: int, like: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+"""What a method changes in the second half of a step, beside the base update. Definitions; one class a method.
+
+`kernel` and `scalars` name the same formula in the backends. Tensors are of one parameter's shape, all of one dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sharpkern.base import Number
+from sharpkern.covariance import Learned, Tracer
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """MFVI: s moves by the slope ½ g2 ε of the loss in log s at the draw ε ([V] Alg. 2, the reparametrised gradient)."""
+
+    learned: Learned
+
+    kernel: ClassVar[str] = "drawn"
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        return self.learned.scalars
+
+
+@dataclass(frozen=True)
+class Traced:
+    """TRACER: the update takes g_T = g + c (g2 - g), and Adam's second moment the raw g ([G] Alg. 1, 58).
+
+    c = factor · sqrt(Σ (s g)²) with factor = 2 rho / radius makes that g + 2 rho H v by finite difference, v = s g.
+    Then f̄ moves. Without a first gradient g_T = g2.
+
+    Args:
+        tracer: The covariance.
+        factor: Of c.
+        exact: c = 1: g2 is g_T already.
+    """
+
+    tracer: Tracer
+    factor: Number
+    exact: bool = False
+
+    kernel: ClassVar[str] = "traced"
+
+    def gradient(self, g: Tensor, g2: Tensor, total: Tensor) -> Tensor:
+        """g_T."""
+        return g2 if self.exact else g + float(self.factor) * float(total.sqrt()) * (g2 - g)
+
+
+@dataclass(frozen=True)
+class Estimated:
+    """Evolution strategies: the gradient is the sum of the draws, each times what the losses say of it ([V] Table 1).
+
+    g = Σ_k weights_k η_k / (sigma sqrt(s)), weights_k = (L(w + ε_k) - L(w - ε_k)) / (2 pairs), ε_k = sigma sqrt(s) η_k.
+    With `learned` s goes to s · exp(lr/2 Σ_k utilities_k (η_k² - 1)) (separable NES), within S_MIN and S_MAX. The draws
+    are those from `t.draw` on, which moves on by their number.
+
+    Args:
+        weights: One a pair, float32, on every device.
+        sigma: Standard deviation of ε at s = 1: rho, times `noise`.
+        noise: 1/sqrt(p).
+        utilities: One a pair, float32; or None.
+        lr: Of log s.
+    """
+
+    weights: Mapping[torch.device, Tensor]
+    sigma: Number
+    noise: float
+    utilities: Mapping[torch.device, Tensor] | None = None
+    lr: float = 0.0
+
+    kernel: ClassVar[str] = "estimated"
+
+
+Correction = Drawn | Traced | Estimated
