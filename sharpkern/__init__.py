@@ -4,18 +4,25 @@ from sharpkern import fisher
 from sharpkern.model import frozen_statistics, param_groups
 from sharpkern.ops import BackendStatus, backends
 from sharpkern.optimizer import SharpnessAware
-from sharpkern.variants import ASAM, SAM, FisherSAM
+from sharpkern.parts import m_sharpness
+from sharpkern.variants import ASAM, MFVI, SAM, TRACER, FisherSAM, MixSAM, RandomSAM, VariationalSAM
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ASAM",
+    "MFVI",
     "SAM",
+    "TRACER",
     "BackendStatus",
     "FisherSAM",
+    "MixSAM",
+    "RandomSAM",
     "SharpnessAware",
+    "VariationalSAM",
     "backends",
     "fisher",
     "frozen_statistics",
+    "m_sharpness",
     "param_groups",
 ]

@@ -33,24 +33,24 @@ class Drawn:
 class Traced:
     """TRACER: the update takes g_T = g + c (g2 - g), and Adam's second moment the raw g ([G] Alg. 1, 58).
 
-    c = factor · sqrt(Σ (s g)²) with factor = 2 rho / radius makes that g + 2 rho H v by finite difference, v = s g.
-    Then f̄ moves. Without a first gradient g_T = g2.
+    c = factor rho sqrt(Σ (s g)²) with factor = 2 / radius makes that g + 2 rho H v by finite difference, v = s g. Then f̄
+    moves. Without a first gradient g_T = g2.
 
     Args:
         tracer: The covariance.
-        factor: Of c.
-        exact: c = 1: g2 is g_T already.
+        rho: Weight of the penalty.
+        factor: 2 / radius; 0 where g2 is g_T already.
     """
 
     tracer: Tracer
-    factor: Number
-    exact: bool = False
+    rho: Number
+    factor: float
 
     kernel: ClassVar[str] = "traced"
 
     def gradient(self, g: Tensor, g2: Tensor, total: Tensor) -> Tensor:
         """g_T."""
-        return g2 if self.exact else g + float(self.factor) * float(total.sqrt()) * (g2 - g)
+        return g + self.factor * float(self.rho) * float(total.sqrt()) * (g2 - g) if self.factor else g2
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ name the same formula in `csrc/covariance.h`. Tensors are of one parameter's sha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, ones_like, where
@@ -232,6 +233,35 @@ class Tracer:
     def moved(self, f: Tensor, g: Tensor) -> Tensor:
         """The next f̄; Adam's moves by itself."""
         return f if self.adam else (1 - self.beta) * f + self.beta * g.square()
+
+
+def packed(covariance: Any) -> Any:
+    """A covariance as plain data, which a checkpoint can hold: its class's name and its fields.
+
+    Args:
+        covariance: None, `Identity`, `Adaptive` or `Fisher`, or what this function gave.
+
+    Returns:
+        A dictionary, or None.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if covariance is None or (isinstance(covariance, dict) and "name" in covariance):
+        return covariance
+    if not isinstance(covariance, (Identity, Adaptive, Fisher)):
+        raise ValueError(
+            f"covariance={covariance!r}: wanted None or one of sharpkern.covariance.Identity(), Adaptive(eta) and "
+            "Fisher(eta, damping, beta)"
+        )
+    return {"name": type(covariance).__name__, **asdict(covariance)}
+
+
+def unpacked(group: dict[str, Any]) -> Covariance:
+    """The covariance that a group holds as plain data."""
+    fields = dict(group["covariance"] or {"name": "Identity"})
+    classes: dict[str, Callable[..., Covariance]] = {"Identity": Identity, "Adaptive": Adaptive, "Fisher": Fisher}
+    return classes[fields.pop("name")](**fields)
 
 
 def sam(group: dict[str, Any]) -> Covariance:

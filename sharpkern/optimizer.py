@@ -16,7 +16,7 @@ from sharpkern.base import Update, number, update
 from sharpkern.checkpoint import check_state, restore_state
 from sharpkern.construct import COMMON, Common, base_defaults, check_options, check_parameters, check_seed
 from sharpkern.correction import Correction, Traced
-from sharpkern.covariance import Covariance, Identity, sam
+from sharpkern.covariance import Covariance, Identity, packed, sam
 from sharpkern.lowprecision import Watch
 from sharpkern.model import Snapshot
 from sharpkern.perturbation import Launch, Perturbation, WorstCase, add_up, perturb_
@@ -74,6 +74,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self.base_optimizer = base_optimizer(self.param_groups, **options)
         self._share()
         everything = [p for group in self.param_groups for p in group["params"]]
+        self._numel = sum(p.numel() for p in everything)
         self.backend, self.why_not = ops.choose(common.backend, everything[0].device, {p.dtype for p in everything})
 
     @staticmethod
@@ -126,6 +127,8 @@ class SharpnessAware(torch.optim.Optimizer):
             param_group.setdefault(name, value)
         super().add_param_group(param_group)
         group = self.param_groups.pop()
+        if "covariance" in group:
+            group["covariance"] = packed(group["covariance"])
         check_options(group, self._fisher is not None)
         check_parameters(group["params"], [p for other in self.param_groups for p in other["params"]])
         if self._common.master_weights and update(group, self._base_class) is None:
@@ -171,7 +174,7 @@ class SharpnessAware(torch.optim.Optimizer):
             covariance,
             number(self._radius_of(group)),
             worst,
-            noise / self._numel**0.5,
+            noise / max(self._numel, 1) ** 0.5,
             update(group, self._base_class, self._penalty_of(group)),
             natural,
             self._correction_of(group, covariance) if group["scaled"] else None,
@@ -182,29 +185,36 @@ class SharpnessAware(torch.optim.Optimizer):
         self._launches = [self._launch(t, x) for t, x in zip(plan.tensors, last, strict=True)]
         return self._launches
 
-    @torch.no_grad()
-    def _perturb(self, what: str, track: bool) -> None:
-        self._wants(False, what)
+    def _prepare(self) -> tuple[Plan, list[Launch]]:
+        """The gradients as they stand, the options of the groups, and what is kept of the covariances."""
         plan = self._plan = read_gradients(self._plan, self.state, self._make_plan)
         self.backend, self.why_not = plan.backend, plan.why_not
         launches = self._refresh_launches(plan)
-        one = self.perturbation.passes == 1
+        for launch in launches:
+            plan.attach_covariance(launch.tensors, launch.covariance)
+        self._set_fisher()
+        return plan, launches
+
+    @torch.no_grad()
+    def _perturb(self, what: str, track: bool) -> None:
+        self._wants(False, what)
+        plan, launches = self._prepare()
+        passes = self.perturbation.passes
         for launch in launches:
             t = launch.tensors
-            plan.attach_covariance(t, launch.covariance)
             t.gather()
             plan.attach_saved(t)
-            t.set_source(everything=one)
+            t.set_source(everything=passes == 1)
             if isinstance(launch.correction, Traced):
                 t.allocate_first()
             increment_version(t.params)
-        self._set_fisher()
-        perturb_(plan.ops, launches, self.perturbation.passes, track)
+        perturb_(plan.ops, launches, passes, track)
         self._perturbed = what
         for t in plan.tensors:
             t.scatter()
         self._watch.look(launches)
-        self._record.first(launches, track)
+        if passes == 2:
+            self._record.first(launches, track)
         for t in plan.tensors:
             t.release()
         if self._common.model is not None:
@@ -293,15 +303,14 @@ class SharpnessAware(torch.optim.Optimizer):
     def _descend_wrapped(self, plan: Plan, second: Tensor | None) -> None:
         """Restores, then calls the torch optimizer, which reads `.grad` itself. Waits for the device."""
         assert self.base_optimizer is not None
-        total = plan.total
-        if bool(total.isfinite()) and (second is None or bool(second.isfinite())):
-            for launch in self._launches:
-                correct_(launch)
-        self._restore(plan)
         if not bool(plan.total.isfinite()) or not (second is None or bool(second.isfinite())):
+            self._restore(plan)
             return
-        penalties = [self._penalty_of(group) for group in self.param_groups]
-        with lent(self.param_groups, self.state, self._launches, self._hidden, penalties):
+        changed: dict[Tensor, Tensor] = {}
+        for x in self._launches:
+            changed.update(correct_(x, x.tensors.total, self._penalty_of(self.param_groups[x.tensors.group])))
+        self._restore(plan)
+        with lent(self.param_groups, self.state, self._hidden, changed):
             self.base_optimizer.step()
         for launch in self._launches:
             launch.tensors.gather()
@@ -387,6 +396,28 @@ class SharpnessAware(torch.optim.Optimizer):
             raise
         self._record.losses(loss, perturbed_loss)
         return perturbed_loss if self.perturbation.passes == 1 else loss
+
+    def _part(self, closure: Callable[[], Any]) -> Any:
+        """The passes of one part of `m_sharpness`: w comes back, and the gradients at w + ε stay."""
+        if any(self._correction_of(g, self.covariance_of(g)) is not None for g in self.param_groups):
+            raise ValueError(
+                f"m_sharpness averages the gradients at w + ε, and {type(self).__name__} wants each of them with its own "
+                "perturbation: give it the whole batch"
+            )
+        loss = None
+        if self.perturbation.passes == 2:
+            with torch.enable_grad():
+                loss = closure()
+        self._perturb("m_sharpness()", False)
+        try:
+            with torch.enable_grad():
+                perturbed_loss = closure()
+        finally:
+            self.restore()
+        for t in cast(Plan, self._plan).tensors:
+            if t.draw is not None:
+                t.draw += 1
+        return perturbed_loss if loss is None else loss
 
     def perturb(self) -> None:
         """Goes from w to w + ε for analysis; state does not move on.
@@ -511,6 +542,7 @@ class SharpnessAware(torch.optim.Optimizer):
             "_watch",
             "_draws",
             "_seed",
+            "_numel",
             "backend",
             "why_not",
             "_fisher",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharpkern.covariance import Tracer
 from sharpkern.perturbation import Launch
 
 # Gradients of this many bytes are kept after the step without being asked for.
@@ -78,6 +79,8 @@ class Record:
     def _fisher(self, launch: Launch, i: int, g: Tensor | None) -> Tensor | None:
         """The Fisher diagonal that the last first pass used for one parameter."""
         stored = launch.tensors.fisher[i]
+        if isinstance(launch.covariance, Tracer) and stored is not None:
+            return launch.covariance.fisher(stored, stored, float(launch.tensors.steps[i]))
         if g is None or (stored is not None and self._tracked):
             return stored
         return launch.covariance.fisher(g.to(launch.tensors.state_dtype), stored)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from sharpkern import covariance
 from sharpkern.base import Adam, number, update
 from sharpkern.correction import Correction, Drawn, Traced
 from sharpkern.optimizer import SharpnessAware
-from sharpkern.perturbation import Gaussian, Mixed
+from sharpkern.perturbation import Gaussian, Mixed, add_up
 
 
 class SAM(SharpnessAware):
@@ -247,10 +247,7 @@ class MixSAM(SharpnessAware):
     ) -> None:
         super().__init__(params, base_optimizer, {"rho": rho, "mix": mix, "covariance": covariance}, options, seed=seed)
 
-    @staticmethod
-    def covariance_of(group: dict[str, Any]) -> covariance.Covariance:
-        """The covariance that was given."""
-        return covariance.Identity() if group["covariance"] is None else group["covariance"]
+    covariance_of = staticmethod(covariance.unpacked)
 
 
 class _Learned(SharpnessAware):
@@ -450,7 +447,86 @@ class TRACER(SharpnessAware):
     def _correction_of(self, group: dict[str, Any], s: covariance.Covariance) -> Correction | None:
         if not isinstance(s, covariance.Tracer):
             return None
-        return Traced(s, 2 * number(group["rho"]) / float(group["radius"]), group["curvature"] == "exact")
+        return Traced(s, number(group["rho"]), 0.0 if self._exact else 2 / float(group["radius"]))
+
+    @property
+    def _exact(self) -> bool:
+        chosen = {group["curvature"] for group in self.param_groups}
+        if len(chosen) > 1:
+            raise ValueError("curvature is 'exact' in one group and 'difference' in another: wanted one of them in all")
+        return chosen == {"exact"}
+
+    def first_step(self, zero_grad: bool = False) -> None:
+        """As in the other methods; only with curvature="difference".
+
+        Args:
+            zero_grad: Whether to call `zero_grad()` afterwards.
+
+        Raises:
+            RuntimeError: The curvature is "exact".
+        """
+        if self._exact:
+            raise RuntimeError(
+                "curvature='exact' takes one pass and no perturbation: call step(closure), with a closure that calls "
+                "backward(create_graph=True)"
+            )
+        super().first_step(zero_grad)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One whole step.
+
+        Args:
+            closure: Zeroes the gradients, computes the loss, calls backward and returns the loss. Called twice, or
+                with curvature="exact" once; then it calls `backward(create_graph=True)`.
+
+        Returns:
+            What the closure returned at w.
+
+        Raises:
+            RuntimeError: There is no closure, the weights stand perturbed, or gradients without a graph.
+        """
+        if closure is None or not self._exact:
+            return super().step(closure)
+        self._wants(False, "step()")
+        with torch.enable_grad():
+            loss = closure()
+        self._step_exactly()
+        return loss
+
+    @torch.no_grad()
+    def _step_exactly(self) -> None:
+        plan, launches = self._prepare()
+        params = [p for x in launches for p in x.tensors.params if p.grad is not None]
+        raw = [cast(Tensor, p.grad) for p in params]
+        if not any(g.requires_grad for g in raw):
+            raise RuntimeError(
+                "curvature='exact' wants gradients that can be differentiated again: the closure has to call "
+                "backward(create_graph=True)"
+            )
+        add_up(plan.ops, [(x.tensors, x.covariance) for x in launches], [x.tensors.total for x in launches])
+        scaled = {}
+        for x in launches:
+            t = x.tensors
+            t.first, t.handle = [None if g is None else g.detach() for g in t.gradients], None
+            t.source = t.weights
+            for p, f, step in zip(t.params, t.fisher, t.steps, strict=True):
+                if p.grad is not None:
+                    g = p.grad.detach()
+                    s = x.covariance.s(p, x.covariance.fisher(g, f, float(step)))
+                    scaled[p] = 2 * float(self.param_groups[t.group]["rho"]) * s * g
+        with torch.enable_grad():
+            known = [(p, g) for p, g in zip(params, raw, strict=True) if g.requires_grad]
+            products = torch.autograd.grad(
+                [g for _, g in known], params, [scaled[p].to(g.dtype) for p, g in known], allow_unused=True
+            )
+        for p, g, product in zip(params, raw, products, strict=True):
+            p.grad = g.detach() if product is None else g.detach() + product  # without the graph: it would live on
+        self._record.first(launches, True)
+        self._read_second(plan)
+        self._descend(plan)
+        for x in launches:
+            x.tensors.release()
+        self._opt_called = True
 
 
 VARIANTS: tuple[type[SharpnessAware], ...] = (SAM, ASAM, FisherSAM, RandomSAM, MixSAM, VariationalSAM, MFVI, TRACER)

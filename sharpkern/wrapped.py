@@ -8,55 +8,70 @@ from typing import Any
 
 from torch import Tensor
 
-from sharpkern.correction import Drawn
+from sharpkern.correction import Drawn, Traced
 from sharpkern.perturbation import Launch
 
 
-def correct_(launch: Launch) -> None:
-    """The second half of the method, as the ops would do it, while the weights stand perturbed.
+def correct_(launch: Launch, total: Tensor, penalty: float) -> dict[Tensor, Tensor]:
+    """The second half of a method, as the ops would do it, while the weights stand perturbed.
+
+    What is kept of the covariance moves on.
 
     Args:
-        launch: One list; gradients and what is kept of the covariance are written.
+        launch: One list.
+        total: Σ s g².
+        penalty: What of w is added to the gradient.
+
+    Returns:
+        By parameter, the gradients that are not g2.
     """
-    t, correction = launch.tensors, launch.correction
-    for w, w0, g, f in zip(t.weights, t.source, t.gradients, t.fisher, strict=True):
-        if g is not None and f is not None and isinstance(correction, Drawn):
-            f.copy_(correction.learned.moved(f, 0.5 * g.to(f.dtype) * (w.to(f.dtype) - w0.to(f.dtype))))
+    t, correction, natural = launch.tensors, launch.correction, launch.natural
+    changed = {}
+    rows = zip(t.params, t.weights, t.source, t.gradients, t.first, t.fisher, t.steps, strict=True)
+    for p, w, source, gradient, first, f, step in rows:
+        if gradient is None:
+            continue
+        g2 = g = gradient.to(t.state_dtype)
+        w0 = source.to(g.dtype)
+        if isinstance(correction, Traced) and first is not None:
+            g = correction.gradient(first.to(g.dtype), g2, total)
+        if natural is not None:
+            g = natural.s(w0, natural.fisher(g, f, float(step)) if isinstance(correction, Traced) else f) * g
+        if f is not None and isinstance(correction, Drawn):
+            f.copy_(correction.learned.moved(f, 0.5 * g2 * (w.to(g.dtype) - w0)))
+        if f is not None and isinstance(correction, Traced):
+            f.copy_(correction.tracer.moved(f, g2 if first is None else first.to(g.dtype)))
+        if penalty:
+            g = g.add(w0, alpha=penalty)
+        if g is not g2:
+            changed[p] = g
+    return changed
 
 
 @contextmanager
 def lent(
     groups: Sequence[dict[str, Any]],
     state: MutableMapping[Tensor, dict[str, Any]],
-    launches: Sequence[Launch],
     hidden: Mapping[str, Any],
-    penalties: Sequence[float],
+    changed: Mapping[Tensor, Tensor],
 ) -> Generator[None]:
     """Groups, state and gradients as the torch optimizer wants them.
 
     Its own option that one of ours hides (Adadelta has a rho) takes its default; the Fisher diagonal leaves the state,
-    since torch makes its own where it finds none at all; g2 becomes s g2 for a natural gradient. All that is undone.
+    since torch makes its own where it finds none at all; gradients become those of the method. All that is undone.
 
     Args:
         groups: The parameter groups.
         state: The state, by parameter.
-        launches: Those of the step.
         hidden: The options that ours hide, with their defaults.
-        penalties: By group, what of w is added to the gradient.
+        changed: By parameter, the gradients to be taken instead of those that are there.
     """
     own = [{name: group[name] for name in hidden} for group in groups]
     own_state = [(p, name) for p, kept in state.items() for name in ("fisher", "covariance") if name in kept]
     kept_state = [(p, name, state[p].pop(name)) for p, name in own_state]
-    fisher = {p: value for p, name, value in kept_state if name == "fisher"}
-    gradients = {}
-    for launch in launches:
-        penalty = penalties[launch.tensors.group]
-        for p in launch.tensors.params:
-            if p.grad is None or (launch.natural is None and penalty == 0):
-                continue
-            gradients[p] = p.grad
-            g = p.grad if launch.natural is None else launch.natural.s(p, fisher[p]) * p.grad
-            p.grad = (g.add(p, alpha=penalty) if penalty else g).to(p.grad.dtype)
+    gradients = {p: p.grad for p in changed}
+    for p, g in changed.items():
+        p.grad = g.to(p.dtype if p.grad is None else p.grad.dtype).view_as(p)
     try:
         for group in groups:
             group.update(hidden)
@@ -66,5 +81,5 @@ def lent(
             group.update(values)
         for p, name, value in kept_state:
             state[p][name] = value
-        for p, g in gradients.items():
-            p.grad = g
+        for p, before in gradients.items():
+            p.grad = before

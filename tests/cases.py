@@ -305,9 +305,9 @@ def check_ascend(backend: ops.Ops, covariance: str, dtypes: str, sizes: Sequence
     f, s = formula(w, g, case.two("fisher"))
     case.check("weight", w + rho / total**0.5 * s * g)
     assert exactly(case.arenas["saved"].flat(), case.before["weight"])
-    if core.stored:
+    if core.state:
         case.check("fisher", f)
-    assert case.changed() <= {"weight", "saved"} | ({"fisher"} if core.stored else set())
+    assert case.changed() <= {"weight", "saved"} | ({"fisher"} if core.state else set())
     return case
 
 

@@ -147,7 +147,7 @@ def test_weights_keep_their_bits_at_scale_zero(
     case.before["weight"] = case.arenas["weight"].flat()
     ops.load(backend).ascend_(case.t, core, rho, scalar(total), True)
     assert exactly(case.arenas["saved"].flat(), case.before["weight"])
-    moved = {"fisher"} if core.stored and core.scalars[-1] else set()  # with beta = 0 it was given
+    moved = {"fisher"} if core.state and core.scalars[-1] else set()  # with beta = 0 it was given
     assert case.changed() == {"saved"} | moved
 
 
