@@ -1,6 +1,7 @@
 """Sharpness-aware optimizers for PyTorch with fused kernels."""
 
 from sharpkern import fisher
+from sharpkern.evolution import EvolutionStrategies
 from sharpkern.model import frozen_statistics, param_groups
 from sharpkern.ops import BackendStatus, backends
 from sharpkern.optimizer import SharpnessAware
@@ -15,6 +16,7 @@ __all__ = [
     "SAM",
     "TRACER",
     "BackendStatus",
+    "EvolutionStrategies",
     "FisherSAM",
     "MixSAM",
     "RandomSAM",

@@ -21,6 +21,7 @@ _ONE_OF = {
     "parametrization": ("log", "direct"),
     "curvature": ("exact", "difference"),
     "precondition": (True, False),
+    "learned": (True, False),
 }
 
 

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from sharpkern.base import Number
-from sharpkern.covariance import Learned, Tracer
+from sharpkern.covariance import S_MAX, S_MIN, Learned, Tracer
 
 
 @dataclass(frozen=True)
@@ -58,24 +56,26 @@ class Estimated:
     """Evolution strategies: the gradient is the sum of the draws, each times what the losses say of it ([V] Table 1).
 
     g = Σ_k weights_k η_k / (sigma sqrt(s)), weights_k = (L(w + ε_k) - L(w - ε_k)) / (2 pairs), ε_k = sigma sqrt(s) η_k.
-    With `learned` s goes to s · exp(lr/2 Σ_k utilities_k (η_k² - 1)) (separable NES), within S_MIN and S_MAX. The draws
-    are those from `t.draw` on, which moves on by their number.
+    With `learned` s goes to s · exp(lr/2 Σ_k utilities_k (η_k² - 1)) (separable NES), within S_MIN and S_MAX. Weights
+    and utilities are the rows of `t.pairs`; the draws are those from `t.draw` on, which moves on by their number.
 
     Args:
-        weights: One a pair, float32, on every device.
-        sigma: Standard deviation of ε at s = 1: rho, times `noise`.
+        rho: The radius; sigma is rho times `noise`.
         noise: 1/sqrt(p).
-        utilities: One a pair, float32; or None.
+        learned: Whether s moves.
         lr: Of log s.
     """
 
-    weights: Mapping[torch.device, Tensor]
-    sigma: Number
+    rho: Number
     noise: float
-    utilities: Mapping[torch.device, Tensor] | None = None
-    lr: float = 0.0
+    learned: bool
+    lr: float
 
     kernel: ClassVar[str] = "estimated"
+
+    def moved(self, s: Tensor, slope: Tensor) -> Tensor:
+        """The next s, from Σ_k utilities_k (η_k² - 1)."""
+        return (s * (0.5 * self.lr * slope).exp()).clamp(S_MIN, S_MAX)
 
 
 Correction = Drawn | Traced | Estimated

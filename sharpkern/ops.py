@@ -63,7 +63,7 @@ class Ops(Protocol):
         second: Tensor | None,
         correction: Correction | None = None,
     ) -> None:
-        """w ← update(w0, g) with state in place; g is corrected, then multiplied by s of `natural`, where they are given.
+        """w ← update(w0, g), state in place; g is corrected, then multiplied by s of `natural`, where they are given.
 
         Without a gradient w ← w0. Nothing at all where total is not finite; only w ← w0 where `second` is not.
         """

@@ -15,7 +15,7 @@ from sharpkern import ops
 from sharpkern.base import Update, number, update
 from sharpkern.checkpoint import check_state, restore_state
 from sharpkern.construct import COMMON, Common, base_defaults, check_options, check_parameters, check_seed
-from sharpkern.correction import Correction, Traced
+from sharpkern.correction import Correction, Estimated, Traced
 from sharpkern.covariance import Covariance, Identity, packed, sam
 from sharpkern.lowprecision import Watch
 from sharpkern.model import Snapshot
@@ -48,6 +48,21 @@ class SharpnessAware(torch.optim.Optimizer):
     """
 
     perturbation: ClassVar[Perturbation] = WorstCase()
+    # what pickle and deepcopy take beside groups and state; all else is derived
+    _constructed: ClassVar[tuple[str, ...]] = (
+        "_base_class",
+        "_own",
+        "_common",
+        "_watch",
+        "_draws",
+        "_seed",
+        "_numel",
+        "_fisher",
+        "_hidden",
+        "backend",
+        "why_not",
+        "base_optimizer",
+    )
 
     def __init__(
         self,
@@ -280,16 +295,16 @@ class SharpnessAware(torch.optim.Optimizer):
             raise
 
     @torch.no_grad()
-    def _descend(self, plan: Plan) -> None:
+    def _descend(self, plan: Plan, finite: dict[torch.device, Tensor] | None = None) -> None:
         launches = self._refresh_launches(plan)
-        second = self._second_totals(plan) if self._common.skip_nonfinite else {}
+        second = finite or (self._second_totals(plan) if self._common.skip_nonfinite else {})
         if any(x.update is None for x in launches):
             self._descend_wrapped(plan, second.get(plan.total.device))
             return
         for launch in launches:
             t, u = launch.tensors, cast(Update, launch.update)
             increment_version(t.params)
-            plan.attach_base(t, u)
+            plan.attach_base(t, u, everywhere=isinstance(launch.correction, Estimated))
             plan.ops.descend_(t, u, launch.natural, t.total, second.get(t.device), launch.correction)
             t.scatter()
             t.note()
@@ -401,8 +416,8 @@ class SharpnessAware(torch.optim.Optimizer):
         """The passes of one part of `m_sharpness`: w comes back, and the gradients at w + ε stay."""
         if any(self._correction_of(g, self.covariance_of(g)) is not None for g in self.param_groups):
             raise ValueError(
-                f"m_sharpness averages the gradients at w + ε, and {type(self).__name__} wants each of them with its own "
-                "perturbation: give it the whole batch"
+                f"m_sharpness averages the gradients at w + ε, and {type(self).__name__} wants each of them with its "
+                "own perturbation: give it the whole batch"
             )
         loss = None
         if self.perturbation.passes == 2:
@@ -535,21 +550,8 @@ class SharpnessAware(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy take: not the caches."""
-        names = (
-            "_base_class",
-            "_own",
-            "_common",
-            "_watch",
-            "_draws",
-            "_seed",
-            "_numel",
-            "backend",
-            "why_not",
-            "_fisher",
-            "_hidden",
-        )
         self._count_draws()
-        kept = {name: getattr(self, name) for name in (*names, "base_optimizer")}
+        kept = {name: getattr(self, name) for name in self._constructed}
         return {**super().__getstate__(), **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -100,11 +100,11 @@ class Plan:
         else:
             t.allocate_saved()
 
-    def attach_base(self, t: Tensors, update: Update) -> None:
-        """Gives every parameter of a list that has a gradient the state of the base update."""
+    def attach_base(self, t: Tensors, update: Update, everywhere: bool) -> None:
+        """Gives every parameter of a list that has a gradient, or every one, the state of the base update."""
         m, v = (*update.states, None, None)[:2]
-        self._attach(t, "m", m, everywhere=False)
-        self._attach(t, "v", v, everywhere=False)
+        self._attach(t, "m", m, everywhere)
+        self._attach(t, "v", v, everywhere)
 
     def _attach(self, t: Tensors, slot: str, name: str | None, everywhere: bool, initial: float = 0.0) -> None:
         if t.attached.get(slot, (None, True)) == (name, True):

@@ -88,7 +88,8 @@ class Tensors:
     `fisher`, `m`, `v` hold state, or None. `source` is where w0 is read in the second pass. With `master` the copy is
     no copy but float32 weights, which are state. `draw` counts perturbations on the device where random numbers are
     drawn, which `seed`, it and the elements' indices (`start`) determine; else it is None. With `stochastic` w + ε is
-    rounded stochastically. `first` are copies of the gradients of the first pass where the second wants them.
+    rounded stochastically. `first` are copies of the gradients of the first pass where the second wants them. `pairs`
+    holds the weights and the utilities of evolution strategies' pairs, float32.
 
     Args:
         params: The parameters, in the order of the group.
@@ -104,6 +105,7 @@ class Tensors:
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.draw: Tensor | None = None
         self.stochastic = False
+        self.pairs: Tensor | None = None
         self.seed = 0
         self.start: list[int] = []
         self.versions: list[int] | None = None  # of the parameters, when their masters were last known to be theirs

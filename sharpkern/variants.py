@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from sharpkern import covariance
 from sharpkern.base import Adam, number, update
 from sharpkern.correction import Correction, Drawn, Traced
+from sharpkern.evolution import EvolutionStrategies
 from sharpkern.optimizer import SharpnessAware
 from sharpkern.perturbation import Gaussian, Mixed, add_up
 
@@ -529,4 +530,14 @@ class TRACER(SharpnessAware):
         self._opt_called = True
 
 
-VARIANTS: tuple[type[SharpnessAware], ...] = (SAM, ASAM, FisherSAM, RandomSAM, MixSAM, VariationalSAM, MFVI, TRACER)
+VARIANTS: tuple[type[SharpnessAware], ...] = (
+    SAM,
+    ASAM,
+    FisherSAM,
+    RandomSAM,
+    MixSAM,
+    VariationalSAM,
+    MFVI,
+    TRACER,
+    EvolutionStrategies,
+)

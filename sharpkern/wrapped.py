@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from sharpkern.correction import Drawn, Traced
+from sharpkern.backend.reference.ops import estimate
+from sharpkern.correction import Drawn, Estimated, Traced
 from sharpkern.perturbation import Launch
 
 
@@ -27,6 +28,12 @@ def correct_(launch: Launch, total: Tensor, penalty: float) -> dict[Tensor, Tens
     """
     t, correction, natural = launch.tensors, launch.correction, launch.natural
     changed = {}
+    if isinstance(correction, Estimated):
+        for i, p in enumerate(t.params):
+            g = estimate(t, i, correction)
+            changed[p] = g.add(t.source[i], alpha=penalty) if penalty else g
+        cast(Tensor, t.draw).add_(cast(Tensor, t.pairs).shape[1])
+        return changed
     rows = zip(t.params, t.weights, t.source, t.gradients, t.first, t.fisher, t.steps, strict=True)
     for p, w, source, gradient, first, f, step in rows:
         if gradient is None:

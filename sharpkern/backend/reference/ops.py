@@ -11,7 +11,7 @@ from torch import Tensor
 from sharpkern.backend.reference.philox import normals, stochastic
 from sharpkern.base import Number, Update
 from sharpkern.correction import Correction, Drawn, Estimated, Traced
-from sharpkern.covariance import S_MAX, S_MIN, Covariance
+from sharpkern.covariance import Covariance
 from sharpkern.tensors import Tensors
 
 
@@ -78,7 +78,9 @@ def ascend_(
             assert t.draw is not None
             moved = moved + sigma * s.sqrt() * normals(t.seed, int(t.draw) + (again or 0), t.start[i], w).to(w0.dtype)
         if scale != 0 or sigma != 0:
-            w.copy_(stochastic(moved, w.dtype, t.seed, int(cast(Tensor, t.draw)), t.start[i]) if t.stochastic else moved)
+            w.copy_(
+                stochastic(moved, w.dtype, t.seed, int(cast(Tensor, t.draw)), t.start[i]) if t.stochastic else moved
+            )
         if gradient is None:
             continue
         stored, kept, first = t.fisher[i], covariance.after(g, f, scale), t.first[i]
@@ -128,28 +130,33 @@ def descend_(
             w.copy_(w0)
 
 
+def estimate(t: Tensors, i: int, correction: Estimated) -> Tensor:
+    """The gradient of one parameter, from draws; s moves if it is learned."""
+    assert t.draw is not None
+    assert t.pairs is not None
+    s, like = t.fisher[i], t.weights[i]
+    g, slope = (torch.zeros_like(like, dtype=t.state_dtype) for _ in range(2))
+    for k, (weight, utility) in enumerate(t.pairs.T):
+        noise = normals(t.seed, int(t.draw) + k, t.start[i], like).to(t.state_dtype)
+        g += weight * noise
+        slope += utility * (noise.square() - 1)
+    g /= float(correction.rho) * correction.noise
+    if s is not None:
+        g /= s.sqrt()
+        s.copy_(correction.moved(s, slope))
+    return g
+
+
 def _estimate_(t: Tensors, update: Update, correction: Estimated) -> None:
     """`descend_` where the gradient is estimated from draws."""
-    assert t.draw is not None
-    weights, sigma = correction.weights[t.device], float(correction.sigma) * correction.noise
-    utilities = correction.utilities[t.device] if correction.utilities is not None else None
     for i, w in enumerate(t.weights):
-        w0, s = t.source[i].to(t.state_dtype), t.fisher[i]
-        g, move = torch.zeros_like(w0), torch.zeros_like(w0)
-        for k, weight in enumerate(weights):
-            noise = normals(t.seed, int(t.draw) + k, t.start[i], w).to(w0.dtype)
-            g += weight * noise
-            if utilities is not None:
-                move += utilities[k] * (noise.square() - 1)
-        g = g / sigma if s is None else g / (sigma * s.sqrt())
+        w0, g = t.source[i].to(t.state_dtype), estimate(t, i, correction)
         new = update(w0, g, t.m[i], t.v[i], t.steps[i])
-        if s is not None and utilities is not None:
-            s.mul_((0.5 * correction.lr * move).exp()).clamp_(S_MIN, S_MAX)
         if t.master:
             t.saved[i].copy_(new)
         w.copy_(new)
         t.steps[i] += 1
-    t.draw += len(weights)
+    cast(Tensor, t.draw).add_(cast(Tensor, t.pairs).shape[1])
 
 
 @torch.no_grad()
