@@ -1,0 +1,33 @@
+// The four ops on CUDA, each one launch over all tensors of a list (more only where a list is longer than a launch takes).
+// They wait for nothing and allocate nothing: the workspace, zero at first, belongs to the caller.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../table.h"
+#include "launch.h"
+
+namespace sharpkern::cuda {
+
+constexpr std::size_t kWorkspaceBytes = 16 + kPartials * sizeof(double);
+
+struct Queue {
+  int device = 0;
+  std::uintptr_t stream = 0;
+  std::uintptr_t workspace = 0;
+  std::size_t launches = 0;  // so far
+};
+
+// What the ops of cpu/ops.h do, by the same names.
+void sq_norm(const Table& table, Queue& queue, const std::string& covariance, const std::vector<Scalar>& scalars,
+             double* total, bool add);
+void ascend(const Table& table, Queue& queue, const std::string& covariance, const std::vector<Scalar>& scalars,
+            Scalar rho, const double* total, bool track);
+void descend(const Table& table, Queue& queue, const std::string& base, const std::vector<Scalar>& options,
+             const std::string& preconditioner, const std::vector<Scalar>& scalars, const double* total,
+             const double* second);
+void restore(const Table& table, Queue& queue, const double* total);
+
+}  // namespace sharpkern::cuda
