@@ -10,7 +10,7 @@ namespace sharpkern::cuda {
 // Makes what all threads of a block need, from double precision scalars, once.
 template <class T, class Make>
 __device__ __forceinline__ T once(Make make) {
-  __shared__ alignas(8) unsigned char room[sizeof(T)];
+  alignas(8) __shared__ unsigned char room[sizeof(T)];
   if (threadIdx.x == 0) new (room) T(make());
   __syncthreads();
   return *reinterpret_cast<const T*>(room);

@@ -78,7 +78,7 @@ struct Op {
   const char* name;
   Kernel<kSmall> small;
   Kernel<kLarge> large;
-  std::vector<Row> rows;
+  std::vector<Row> rows{};
   bool starts = false;        // one row more: the index of each tensor's first element
   bool sums = false;          // a block may take several chunks
   bool counts_draws = false;  // at its end
