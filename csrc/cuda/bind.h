@@ -41,6 +41,13 @@ struct CudaTable {
     queue.device = device;
   }
 
+  void set_workspace(std::uintptr_t address, std::size_t bytes) {
+    if (address % 16 || bytes < Queue::kCounterBytes + sizeof(double))
+      throw std::invalid_argument("a workspace wants an address that is a multiple of 16, and more bytes");
+    queue.workspace = address;
+    queue.partials = std::int64_t((bytes - Queue::kCounterBytes) / sizeof(double));
+  }
+
   Queue& on(std::uintptr_t stream) {
     queue.stream = stream;
     return queue;
@@ -60,18 +67,14 @@ inline void bind(py::module_& m, const char* architectures) {
   py::class_<CudaTable>(m, "CudaTable")
       .def(py::init<std::vector<std::size_t>, std::string, std::string, bool, int>(), py::arg("numel"),
            py::arg("weight"), py::arg("gradient"), py::arg("master"), py::arg("device"))
-      .def_property_readonly_static("workspace_bytes", [](const py::object&) { return kWorkspaceBytes; })
+      .def_property_readonly_static("workspace_bytes", [](const py::object&) { return Queue::kWorkspaceBytes; })
       .def_property_readonly("launches", [](const CudaTable& self) { return self.queue.launches; })
       .def("set", [](CudaTable& self, const std::string& row,
                      std::vector<std::uintptr_t> addresses) { self.table.set(row, std::move(addresses)); })
       .def("set_steps", [](CudaTable& self, std::uintptr_t address) { self.table.steps = address; })
       .def("set_noise", [](CudaTable& self, std::uintptr_t draw, std::uint64_t seed,
                            std::vector<std::uint64_t> start) { self.table.set_noise(draw, seed, std::move(start)); })
-      .def("set_workspace",
-           [](CudaTable& self, std::uintptr_t address, std::size_t bytes) {
-             if (bytes < kWorkspaceBytes) throw std::invalid_argument("the workspace is too small");
-             self.queue.workspace = address;
-           })
+      .def("set_workspace", &CudaTable::set_workspace)
       .def("sq_norm",
            [total](CudaTable& self, Stream stream, const std::string& covariance, const Numbers& numbers,
                    std::uintptr_t sum, bool add) {

@@ -96,7 +96,7 @@ void launch(const Table& table, Queue& queue, const Op& op, Kernel<kBytes> kerne
   launch.master = table.master;
   launch.steps = reinterpret_cast<float*>(table.steps) + first;
   launch.arrived = reinterpret_cast<unsigned*>(queue.workspace);
-  launch.partial = reinterpret_cast<double*>(queue.workspace + 16);
+  launch.partial = reinterpret_cast<double*>(queue.workspace + Queue::kCounterBytes);
   launch.add = header.add || first > 0;
   launch.final = op.counts_draws && first + count == table.size();
   launch.chunks = 0;
@@ -111,7 +111,7 @@ void launch(const Table& table, Queue& queue, const Op& op, Kernel<kBytes> kerne
     const auto* from = (starts ? table.start : table.rows[op.rows[row]]).data() + first;
     std::copy(from, from + count, &launch.at(row, 0));
   }
-  launch.per_block = op.sums ? chunks_per_block(launch.chunks) : 1;
+  launch.per_block = op.sums ? chunks_per_block(launch.chunks, queue.partials) : 1;
 
   cudaLaunchConfig_t config{};
   // one block at least: it writes a sum of nothing, and counts the updates of tensors without elements

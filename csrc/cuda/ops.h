@@ -11,13 +11,15 @@
 
 namespace sharpkern::cuda {
 
-constexpr std::size_t kWorkspaceBytes = 16 + kPartials * sizeof(double);
-
+// Where launches go. The workspace holds a counter, and behind it the partial sums of a norm.
 struct Queue {
+  static constexpr std::size_t kCounterBytes = 16, kWorkspaceBytes = kCounterBytes + kPartials * sizeof(double);
+
   int device = 0;
   std::uintptr_t stream = 0;
   std::uintptr_t workspace = 0;
-  std::size_t launches = 0;  // so far
+  std::int64_t partials = 0;  // that it has room for
+  std::size_t launches = 0;   // so far
 };
 
 // What the ops of cpu/ops.h do, by the same names.

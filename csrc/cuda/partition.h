@@ -16,7 +16,7 @@ using Word = std::uint64_t;
 constexpr int kThreads = 256;
 constexpr int kChunkBits = 12;
 constexpr std::int64_t kChunk = 1 << kChunkBits;  // elements
-constexpr int kPartials = 8192;                   // at most so many blocks sum one norm, whatever the device
+constexpr int kPartials = 8192;                   // room for so many partial sums of a norm
 
 // One word says where a tensor lies: the number of its first chunk, and how many elements its last chunk lacks.
 SHARPKERN_INLINE std::int64_t chunks_of(std::int64_t numel) { return (numel + kChunk - 1) >> kChunkBits; }
@@ -61,9 +61,10 @@ SHARPKERN_INLINE void for_each_run(int count, bool vectors, int thread, Visit vi
   for (int i = whole + thread; i < count; i += kThreads) visit(std::integral_constant<int, 1>(), i);
 }
 
-// How many consecutive chunks each block of a norm sums, so that there are no more partial sums than there is room for.
-SHARPKERN_INLINE std::int64_t chunks_per_block(std::int64_t chunks) {
-  return chunks <= kPartials ? 1 : (chunks + kPartials - 1) / kPartials;
+// How many consecutive chunks each block of a norm sums, so that there is room for the partial sums. Their number does
+// not depend on the device, nor do the bits of the norm.
+SHARPKERN_INLINE std::int64_t chunks_per_block(std::int64_t chunks, std::int64_t partials) {
+  return chunks <= partials ? 1 : (chunks + partials - 1) / partials;
 }
 
 }  // namespace sharpkern::cuda
