@@ -45,6 +45,7 @@ __global__ void __launch_bounds__(kThreads) ascend_kernel(const __grid_constant_
     W* weight = elements<W>(launch, 0, p);
     const G* gradient = elements<const G>(launch, 1, p);
     W* saved = elements<W>(launch, 2, p);
+    const bool master = sizeof(W) == 2 && launch.master;
     const float* exact = elements<const float>(launch, 2, p);
     R* fisher = kState ? elements<R>(launch, 3, p) : nullptr;
     const std::uint32_t draw = launch.draw ? std::uint32_t(*launch.draw) : 0;
@@ -52,8 +53,13 @@ __global__ void __launch_bounds__(kThreads) ascend_kernel(const __grid_constant_
     for_each_run<kLength>(p.count, aligned(launch, 3 + kState, p), threadIdx.x, [&](auto length, int i) {
       constexpr int n = decltype(length)::value;
       R w[n], g[n], f[n] = {};
-      if (!launch.master) store(saved + i, load<n>(weight + i));
-      load_exact(launch.master, weight + i, exact + i, w);
+      if (master) {
+        load_exact(true, weight + i, exact + i, w);
+      } else {
+        const auto copy = load<n>(weight + i);
+        store(saved + i, copy);
+        unpack(copy, w);
+      }
       if (!kState && !ascent.moves) return;
       load(gradient + i, g);
       if constexpr (kState) load(fisher + i, f);

@@ -56,7 +56,13 @@ __device__ __forceinline__ Run<T, n> load(const T* at) {
 template <class T, int n>
 __device__ __forceinline__ void store(T* at, const Run<T, n>& run) {
 #pragma unroll
-  for (int k = 0; k < run.kParts; ++k) reinterpret_cast<typename Run<T, n>::Part*>(at)[k] = run.part[k];
+  for (int k = 0; k < run.kParts; ++k) {
+    if constexpr (n == 1) {
+      at[k] = run.part[k];
+    } else {
+      __stwb(reinterpret_cast<uint4*>(at) + k, run.part[k]);  // an assignment may become four stores of 4 bytes
+    }
+  }
 }
 
 template <class T, int n, class R>

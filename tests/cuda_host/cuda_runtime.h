@@ -144,6 +144,8 @@ struct uint4 {
   }
 } __attribute__((aligned(16)));
 
+inline void __stwb(uint4* at, uint4 word) { *at = word; }
+
 inline cudaError_t cudaGetDevice(int* device) { return *device = emulated::device, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int device) { return emulated::device = device, cudaSuccess; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
