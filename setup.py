@@ -33,8 +33,13 @@ rule compile
   depfile = $out.d
   deps = gcc
   description = c++ $out
+rule nvcc
+  command = nvcc -MMD -MF $out.d $flags -c $in -o $out
+  depfile = $out.d
+  deps = gcc
+  description = nvcc $out
 rule link
-  command = $cxx -shared -fopenmp $in -o $out
+  command = $cxx -shared -fopenmp $in $libs -o $out
   description = link $out
 """
 NO_COMPILER = """
@@ -90,9 +95,25 @@ class NinjaBuild(build_ext):
                 for isa, flags in ISA_FLAGS.items()
             ),
         ]
-        lines = [f"cxx = {shlex.join(cxx)}", RULES]
+        libs = ""
+        if os.environ.get("SHARPKERN_CUDA") == "1":
+            archs = ["80", "90", "100"]
+            flags = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -cudart static --fmad=false " + " ".join(
+                f"-gencode arch=compute_{a},code=sm_{a}" for a in archs
+            )
+            flags += f" -gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"
+            cuda = [(f"cuda_{path.stem}.o", path, flags) for path in sorted((root / "cuda").glob("*.cu"))]
+            units[0] = (*units[0][:2], units[0][2] + f' -DSHARPKERN_CUDA_ARCHITECTURES=\\"{",".join(archs)}\\"')
+            units += cuda
+            home = Path(
+                subprocess.run(["nvcc", "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
+                .stderr.split("_HERE_=")[1]
+                .split()[0]
+            ).parent
+            libs = f"-L{home}/lib64 -lcudart_static -ldl -lrt -lpthread -Wl,--exclude-libs,ALL"
+        lines = [f"cxx = {shlex.join(cxx)}", f"libs = {libs}", RULES]
         for name, source, flags in units:
-            lines.append(f"build {name}: compile {source}\n  flags = {flags}")
+            lines.append(f"build {name}: {'nvcc' if source.suffix == '.cu' else 'compile'} {source}\n  flags = {flags}")
         lines.append(f"build {target}: link {' '.join(name for name, _, _ in units)}\n")
         (folder / "build.ninja").write_text("\n".join(lines))
         subprocess.run([ninja(), "-C", str(folder), "--quiet" if not self.verbose else "-v"], check=True)
