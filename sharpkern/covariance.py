@@ -198,7 +198,7 @@ class Tracer:
     """TRACER: s = 1/(f̄ + delta), along which the penalty Σ g²/(f̄ + delta) is differentiated ([G] Alg. 1, 58).
 
     f̄ moves at the end of the step, after its use: (1 - beta) f̄ + beta g². With Adam it is Adam's second moment v, which
-    moves by itself, with its bias correction: f̄ = v / (1 - adam^t) after t updates, adam its β2, and 0 before the first.
+    moves by itself, with its bias correction: f̄ = v / (1 - adam^t) after t updates, adam its β2; 0 before the first.
     """
 
     delta: float
@@ -212,7 +212,7 @@ class Tracer:
 
     @property
     def scalars(self) -> tuple[float, ...]:
-        return (self.delta, self.beta, self.adam)
+        return (self.delta, self.adam, self.beta)
 
     @property
     def state(self) -> str | None:

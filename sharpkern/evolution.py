@@ -103,8 +103,7 @@ class EvolutionStrategies(SharpnessAware):
         return covariance.Learned(0.0) if group["learned"] else covariance.Identity()
 
     def _correction_of(self, group: dict[str, Any], s: covariance.Covariance) -> Correction | None:
-        learned = bool(group["learned"])
-        return Estimated(number(group["rho"]), 1 / max(self._numel, 1) ** 0.5, learned, float(group["lr_covariance"]))
+        return Estimated(number(group["rho"]), 1 / max(self._numel, 1) ** 0.5, float(group["lr_covariance"]))
 
     def first_step(self, zero_grad: bool = False) -> None:
         """There are no halves of this step.

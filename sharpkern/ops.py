@@ -49,8 +49,8 @@ class Ops(Protocol):
         """w0 ← w, w ← w + rho (worst s g / sqrt(total) + noise sqrt(s) η), η standard normal, never stored.
 
         With `again`, a number that is added to that of the draw, no copy is made and w ← w0 + ε, w0 from `t.source`.
-        With `track` what is stored of the covariance, and `t.draw`, move on; where `t.first` is there it gets g. Without
-        a total there is no worst case, and gradients are not looked at. Otherwise nothing at all happens where total is
+        With `track` what is kept of the covariance, and `t.draw`, move on; where `t.first` is there it gets g. Without a
+        total there is no worst case, and gradients are not looked at. Otherwise nothing at all happens where total is
         not finite; w stays bit for bit where there is no noise and rho / sqrt(total) is 0 or total is 0.
         """
 
@@ -58,12 +58,11 @@ class Ops(Protocol):
         self,
         t: Tensors,
         update: Update,
-        natural: Covariance | None,
+        correction: Correction | None,
         total: Tensor,
         second: Tensor | None,
-        correction: Correction | None = None,
     ) -> None:
-        """w ← update(w0, g), state in place; g is corrected, then multiplied by s of `natural`, where they are given.
+        """w ← update(w0, g), state in place; the correction, where there is one, makes that g and moves what is kept.
 
         Without a gradient w ← w0. Nothing at all where total is not finite; only w ← w0 where `second` is not.
         """

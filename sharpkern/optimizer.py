@@ -15,8 +15,8 @@ from sharpkern import ops
 from sharpkern.base import Update, number, update
 from sharpkern.checkpoint import check_state, restore_state
 from sharpkern.construct import COMMON, Common, base_defaults, check_options, check_parameters, check_seed
-from sharpkern.correction import Correction, Estimated, Traced
-from sharpkern.covariance import Covariance, Identity, packed, sam
+from sharpkern.correction import Correction, Estimated, Natural
+from sharpkern.covariance import Covariance, Fisher, Identity, packed, sam
 from sharpkern.lowprecision import Watch
 from sharpkern.model import Snapshot
 from sharpkern.perturbation import Launch, Perturbation, WorstCase, add_up, perturb_
@@ -98,8 +98,8 @@ class SharpnessAware(torch.optim.Optimizer):
         return sam(group)
 
     def _correction_of(self, group: dict[str, Any], covariance: Covariance) -> Correction | None:
-        """What the method changes in the second half of a step."""
-        return None
+        """What the method makes of g2 before the update."""
+        return Natural(covariance) if group.get("natural_gradient") and isinstance(covariance, Fisher) else None
 
     def _penalty_of(self, group: dict[str, Any]) -> float:
         """What of w the method adds to the gradient."""
@@ -178,8 +178,6 @@ class SharpnessAware(torch.optim.Optimizer):
             return last
         check_options(group, self._fisher is not None)
         covariance = self.covariance_of(group) if group["scaled"] else Identity()
-        multiplies = group.get("natural_gradient") or group.get("precondition")
-        natural = covariance if multiplies and group["scaled"] else None
         # a tensor among the options may change without becoming another: nothing is compared with it
         options = {} if any(isinstance(x, Tensor) for x in group.values()) else dict(group)
         worst, noise = self.perturbation.shares(group)
@@ -191,7 +189,6 @@ class SharpnessAware(torch.optim.Optimizer):
             worst,
             noise / max(self._numel, 1) ** 0.5,
             update(group, self._base_class, self._penalty_of(group)),
-            natural,
             self._correction_of(group, covariance) if group["scaled"] else None,
         )
 
@@ -220,7 +217,7 @@ class SharpnessAware(torch.optim.Optimizer):
             t.gather()
             plan.attach_saved(t)
             t.set_source(everything=passes == 1)
-            if isinstance(launch.correction, Traced):
+            if launch.correction is not None and launch.correction.first:
                 t.allocate_first()
             increment_version(t.params)
         perturb_(plan.ops, launches, passes, track)
@@ -305,7 +302,7 @@ class SharpnessAware(torch.optim.Optimizer):
             t, u = launch.tensors, cast(Update, launch.update)
             increment_version(t.params)
             plan.attach_base(t, u, everywhere=isinstance(launch.correction, Estimated))
-            plan.ops.descend_(t, u, launch.natural, t.total, second.get(t.device), launch.correction)
+            plan.ops.descend_(t, u, launch.correction, t.total, second.get(t.device))
             t.scatter()
             t.note()
 
@@ -323,7 +320,7 @@ class SharpnessAware(torch.optim.Optimizer):
             return
         changed: dict[Tensor, Tensor] = {}
         for x in self._launches:
-            changed.update(correct_(x, x.tensors.total, self._penalty_of(self.param_groups[x.tensors.group])))
+            changed.update(correct_(x, self._penalty_of(self.param_groups[x.tensors.group])))
         self._restore(plan)
         with lent(self.param_groups, self.state, self._hidden, changed):
             self.base_optimizer.step()

@@ -28,8 +28,7 @@ class Launch:
         worst: Share of the worst case in ε.
         noise: Standard deviation of ε at rho = 1 and s = 1.
         update: The fused base update, or None where the torch optimizer is called.
-        natural: The covariance by which g2 is multiplied before the update, or None.
-        correction: What the method changes in the second half of the step, or None.
+        correction: What the method makes of g2 before the update, or None.
     """
 
     tensors: Tensors
@@ -39,7 +38,6 @@ class Launch:
     worst: float
     noise: float
     update: Update | None
-    natural: Covariance | None
     correction: Correction | None
 
 

@@ -448,7 +448,8 @@ class TRACER(SharpnessAware):
     def _correction_of(self, group: dict[str, Any], s: covariance.Covariance) -> Correction | None:
         if not isinstance(s, covariance.Tracer):
             return None
-        return Traced(s, number(group["rho"]), 0.0 if self._exact else 2 / float(group["radius"]))
+        factor = 0.0 if self._exact else 2 / float(group["radius"])
+        return Traced(s, number(group["rho"]), factor, group["precondition"])
 
     @property
     def _exact(self) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sharpkern import ops
 from sharpkern.base import SGD, Adam
+from sharpkern.correction import Correction, Natural
 from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity
 from sharpkern.tensors import Tensors
 
@@ -31,7 +32,11 @@ UPDATES: tuple[SGD | Adam, ...] = (
     Adam(0.01, (0.9, 0.999), 1e-8, 0.01, decoupled=False, maximize=False),
     Adam(0.01, (0.9, 0.999), 1e-8, 0.01, decoupled=True, maximize=True),
 )
-NATURAL: tuple[Fisher | None, ...] = (None, Fisher(10.0, "inverse", 1.0), Fisher(0.5, "additive", 1.0))
+CORRECTIONS: tuple[Correction | None, ...] = (
+    None,
+    Natural(Fisher(10.0, "inverse", 1.0)),
+    Natural(Fisher(0.5, "additive", 1.0)),
+)
 SIZES = (1, 7, 64, 1000, 4097, 40001)
 
 # In units in the last place of the output's dtype, at the size of what was added up: arithmetic of a few roundings.
@@ -187,18 +192,18 @@ def _update_rows(dtype: torch.dtype, place: _Place) -> Iterator[Row]:
     backend, reference = place.ops, ops.load("reference")
     one = torch.ones((), dtype=torch.float64)
     total = place.scalar(one)
-    for update, natural in itertools.product(UPDATES, NATURAL):
+    for update, correction in itertools.product(UPDATES, CORRECTIONS):
         t = _lists(dtype, place)
         twin, size = _twin(t), _magnitudes(t)
-        reference.descend_(size, replace(update, lr=-update.lr, maximize=False), natural, one, None)
-        backend.descend_(t, update, natural, total, None)
-        reference.descend_(twin, update, natural, one, None)
+        reference.descend_(size, replace(update, lr=-update.lr, maximize=False), correction, one, None)
+        backend.descend_(t, update, correction, total, None)
+        reference.descend_(twin, update, correction, one, None)
         errors = [
             _error(t.weights, twin.weights, size.weights),
             _error(t.m, twin.m, size.m),
             _error(t.v, twin.v, size.v),
         ]
-        formula = update.kernel + ("" if natural is None else f" × {natural.damping}")
+        formula = update.kernel + ("" if correction is None else f" × {correction.kernel}")
         yield place.row("descend_", formula, dtype, max(errors), BOUND)
 
     t = _lists(dtype, place)

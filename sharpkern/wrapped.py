@@ -4,54 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor
 
-from sharpkern.backend.reference.ops import estimate
-from sharpkern.correction import Drawn, Estimated, Traced
+from sharpkern.backend.reference.ops import corrected_, count_
 from sharpkern.perturbation import Launch
 
 
-def correct_(launch: Launch, total: Tensor, penalty: float) -> dict[Tensor, Tensor]:
+def correct_(launch: Launch, penalty: float) -> dict[Tensor, Tensor]:
     """The second half of a method, as the ops would do it, while the weights stand perturbed.
 
     What is kept of the covariance moves on.
 
     Args:
         launch: One list.
-        total: Σ s g².
         penalty: What of w is added to the gradient.
 
     Returns:
         By parameter, the gradients that are not g2.
     """
-    t, correction, natural = launch.tensors, launch.correction, launch.natural
-    changed = {}
-    if isinstance(correction, Estimated):
-        for i, p in enumerate(t.params):
-            g = estimate(t, i, correction)
+    t, changed = launch.tensors, {}
+    if launch.correction is None and penalty == 0:
+        return {}
+    for i, p in enumerate(t.params):
+        g = corrected_(t, i, launch.correction, t.total)
+        if g is not None:
             changed[p] = g.add(t.source[i], alpha=penalty) if penalty else g
-        cast(Tensor, t.draw).add_(cast(Tensor, t.pairs).shape[1])
-        return changed
-    rows = zip(t.params, t.weights, t.source, t.gradients, t.first, t.fisher, t.steps, strict=True)
-    for p, w, source, gradient, first, f, step in rows:
-        if gradient is None:
-            continue
-        g2 = g = gradient.to(t.state_dtype)
-        w0 = source.to(g.dtype)
-        if isinstance(correction, Traced) and first is not None:
-            g = correction.gradient(first.to(g.dtype), g2, total)
-        if natural is not None:
-            g = natural.s(w0, natural.fisher(g, f, float(step)) if isinstance(correction, Traced) else f) * g
-        if f is not None and isinstance(correction, Drawn):
-            f.copy_(correction.learned.moved(f, 0.5 * g2 * (w.to(g.dtype) - w0)))
-        if f is not None and isinstance(correction, Traced):
-            f.copy_(correction.tracer.moved(f, g2 if first is None else first.to(g.dtype)))
-        if penalty:
-            g = g.add(w0, alpha=penalty)
-        if g is not g2:
-            changed[p] = g
+    count_(t, launch.correction)
     return changed
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sharpkern.backend.reference.philox import normals, stochastic
 from sharpkern.base import Number, Update
-from sharpkern.correction import Correction, Drawn, Estimated, Traced
+from sharpkern.correction import Correction, Estimated
 from sharpkern.covariance import Covariance
 from sharpkern.tensors import Tensors
 
@@ -93,70 +93,64 @@ def ascend_(
 
 
 @torch.no_grad()
-def descend_(
-    t: Tensors,
-    update: Update,
-    natural: Covariance | None,
-    total: Tensor,
-    second: Tensor | None,
-    correction: Correction | None = None,
-) -> None:
+def descend_(t: Tensors, update: Update, correction: Correction | None, total: Tensor, second: Tensor | None) -> None:
     """w ← update(w0, g); without a gradient w ← w0."""
     if not total.isfinite():
         return
     if second is not None and not second.isfinite():
         return restore_(t, total)
-    if isinstance(correction, Estimated):
-        return _estimate_(t, update, correction)
-    for i, w, g in _with_gradient(t):
-        w0, f, raw = t.source[i].to(g.dtype), t.fisher[i], None
-        g2 = g
-        if isinstance(correction, Traced) and t.first[i] is not None:
-            raw = cast(Tensor, t.first[i]).to(g.dtype)
-            g = correction.gradient(raw, g2, total)
-        if natural is not None:
-            g = natural.s(w0, natural.fisher(g, f, float(t.steps[i])) if isinstance(correction, Traced) else f) * g
-        if isinstance(correction, Drawn) and f is not None:
-            f.copy_(correction.learned.moved(f, 0.5 * g2 * (w.to(g.dtype) - w0)))
-        if isinstance(correction, Traced) and f is not None:
-            f.copy_(correction.tracer.moved(f, g2 if raw is None else raw))
-        new = update(w0, g, t.m[i], t.v[i], t.steps[i], raw)
+    for i, w in enumerate(t.weights):
+        w0 = t.source[i]
+        g = corrected_(t, i, correction, total)
+        if g is None:
+            if w0 is not w:
+                w.copy_(w0)
+            continue
+        first = t.first[i]
+        new = update(w0.to(g.dtype), g, t.m[i], t.v[i], t.steps[i], None if first is None else first.to(g.dtype))
         if t.master:
             t.saved[i].copy_(new)
         w.copy_(new)
         t.steps[i] += 1
-    for w, w0, gradient in zip(t.weights, t.source, t.gradients, strict=True):
-        if gradient is None and w0 is not w:
-            w.copy_(w0)
+    count_(t, correction)
 
 
-def estimate(t: Tensors, i: int, correction: Estimated) -> Tensor:
-    """The gradient of one parameter, from draws; s moves if it is learned."""
-    assert t.draw is not None
-    assert t.pairs is not None
-    s, like = t.fisher[i], t.weights[i]
-    g, slope = (torch.zeros_like(like, dtype=t.state_dtype) for _ in range(2))
-    for k, (weight, utility) in enumerate(t.pairs.T):
-        noise = normals(t.seed, int(t.draw) + k, t.start[i], like).to(t.state_dtype)
-        g += weight * noise
-        slope += utility * (noise.square() - 1)
-    g /= float(correction.rho) * correction.noise
-    if s is not None:
-        g /= s.sqrt()
-        s.copy_(correction.moved(s, slope))
+def corrected_(t: Tensors, i: int, correction: Correction | None, total: Tensor) -> Tensor | None:
+    """The gradient that the base update of one parameter takes, or None; what is kept of its covariance moves on."""
+    w, f, first, gradient = t.weights[i], t.fisher[i], t.first[i], t.gradients[i]
+    if isinstance(correction, Estimated):
+        g2, epsilon = _summed(t, i)
+    elif gradient is None:
+        return None
+    else:
+        g2 = gradient.to(t.state_dtype)
+        epsilon = w.to(g2.dtype) - t.source[i].to(g2.dtype)
+    if correction is None:
+        return g2
+    first = None if first is None else first.to(g2.dtype)
+    g = correction.gradient(g2, first, f, total, float(t.steps[i]))
+    moved = None if f is None else correction.moved(f, g2, first, epsilon)
+    if f is not None and moved is not None:
+        f.copy_(moved)
     return g
 
 
-def _estimate_(t: Tensors, update: Update, correction: Estimated) -> None:
-    """`descend_` where the gradient is estimated from draws."""
-    for i, w in enumerate(t.weights):
-        w0, g = t.source[i].to(t.state_dtype), estimate(t, i, correction)
-        new = update(w0, g, t.m[i], t.v[i], t.steps[i])
-        if t.master:
-            t.saved[i].copy_(new)
-        w.copy_(new)
-        t.steps[i] += 1
-    cast(Tensor, t.draw).add_(cast(Tensor, t.pairs).shape[1])
+def _summed(t: Tensors, i: int) -> tuple[Tensor, Tensor]:
+    """Σ_k weights_k η_k and Σ_k utilities_k (η_k² - 1) over the draws of one parameter."""
+    assert t.draw is not None
+    assert t.pairs is not None
+    weighted, squares = (torch.zeros_like(t.weights[i], dtype=t.state_dtype) for _ in range(2))
+    for k, (weight, utility) in enumerate(t.pairs.T):
+        noise = normals(t.seed, int(t.draw) + k, t.start[i], t.weights[i]).to(t.state_dtype)
+        weighted += weight * noise
+        squares += utility * (noise.square() - 1)
+    return weighted, squares
+
+
+def count_(t: Tensors, correction: Correction | None) -> None:
+    """The draws that the correction has taken are done."""
+    if isinstance(correction, Estimated) and t.draw is not None and t.pairs is not None:
+        t.draw += t.pairs.shape[1]
 
 
 @torch.no_grad()
