@@ -280,13 +280,13 @@ def show(row: Row) -> None:
 
 def main() -> None:
     """Measures and appends to the CSV."""
-    tables = ("ops", "steps", "host", "memory")
+    tables = ("ops", "host", "memory", "steps")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"which of {', '.join(tables)} (default: all)")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--small", action="store_true", help="everything tiny, to try the program")
     parser.add_argument("--repeats", type=int, default=15, help="turns")
-    parser.add_argument("--compile-seconds", type=float, default=60, help="time that torch.compile may take")
+    parser.add_argument("--compile-seconds", type=float, default=45, help="time that torch.compile may take")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "data")
     args = parser.parse_args()
     if unknown := set(args.tables) - set(tables):
