@@ -131,12 +131,12 @@ class Bench:
     def compiled(self, shapes: Sequence[Shape]) -> dict[str, Step]:
         """The compiled rivals, as long as there is time to compile them."""
         steps: dict[str, Step] = {}
+        torch.compiler.reset()
         for base in BASES:
             if self.compile_seconds <= 0:
                 print(f"  compiled {base}: left out, the time for torch.compile is used up")
                 continue
             begin = time.monotonic()
-            torch.compiler.reset()
             step = two_passes(Compiled(parameters(shapes, self.device), base))
             step()
             step()

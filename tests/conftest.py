@@ -8,7 +8,10 @@ import oracles
 import pytest
 import torch
 
+import sharpkern
 from sharpkern import ops
+
+USABLE = {status.name: status for status in sharpkern.backends() if status.device == "cpu"}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,12 +25,11 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(params=ops.NAMES)
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend that runs on the device, with the dtypes that the test names."""
-    named: dict[str | None, tuple[torch.dtype, ...]] = getattr(request.module, "DTYPES", {})
-    dtypes = named.get(request.node.callspec.params.get("dtypes"), ())
-    name: str = request.param
+    name, params = request.param, request.node.callspec.params
+    dtypes = request.module.DTYPES[params["dtypes"]] if "dtypes" in params else ()
     if reason := ops.load(name).why_not(oracles.DEVICE, dtypes):
         pytest.skip(f"{name}: {reason}")
-    return name
+    return str(name)
 
 
 @pytest.fixture(autouse=True)

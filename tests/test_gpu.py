@@ -238,23 +238,21 @@ def test_a_step_is_three_kernels_and_nothing_else(maker: str, gpu: str, tmp_path
 
 
 @makers
-def test_gradients_at_new_addresses_cost_no_kernel(maker: str, gpu: str, tmp_path: Path) -> None:
-    """The native kernels get addresses by value; tables of them may be copied to the device, once a pass."""
+def test_gradients_that_move_cost_nothing(maker: str, gpu: str, tmp_path: Path) -> None:
+    """Triton's kernels read tables of addresses, of which a few are kept; the native ones get them by value."""
     params = parameters(draws(1)[0])
     optimizer = MAKERS[maker](params, backend=gpu)
-    sets = [[g.to(CUDA) for g in row] for row in draws(8, seed=2)]
+    sets = [[g.to(CUDA) for g in row] for row in draws(4 if gpu == "triton" else 8, seed=2)]
 
     def steps() -> None:
-        for i, row in enumerate(sets):
+        for i, row in zip(range(8), itertools.cycle(sets), strict=False):
             for p, g in zip(params, row, strict=True):
                 p.grad = g
             (optimizer.second_step if i % 2 else optimizer.first_step)()
 
     steps()
     seen = on_device(steps, tmp_path)
-    copies = [x for x in seen if x[0] != "kernel"]
-    assert len(seen) - len(copies) == 12, seen
-    assert len(copies) <= (0 if gpu == "native" else 8), seen
+    assert [kind for kind, _ in seen] == ["kernel"] * 12, seen
 
 
 @contextmanager
