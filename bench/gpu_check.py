@@ -33,6 +33,7 @@ LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "
 TOOLKIT = ("/usr/local/cuda/bin",)  # where CUDA's tools are where the PATH does not say it
 FOLDERS = ("source", "site", "triton", "inductor", "warm")  # in the working folder
 TIMED_OUT = 124
+STATUS = "exit status "
 KERNELS_ARE_THERE = """
 import sys, sharpkern
 found = {s.name: s.why_not for s in sharpkern.backends() if s.device == "cuda"}
@@ -151,10 +152,16 @@ def run_part(part: Part, work: Path, out: Path, variables: Mapping[str, str]) ->
             print("$", shlex.join(command), file=file, flush=True)
             left = part.seconds - (time.monotonic() - begin)
             statuses.append(_run(command, left, work, file.fileno(), variables))
-            print(f"exit status {statuses[-1]}\n", file=file, flush=True)
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = next((line for line in reversed(lines) if not line.startswith(("exit status", "$"))), "")
+            print(f"{STATUS}{statuses[-1]}\n", file=file, flush=True)
+    said = next((line for line in reversed(_told(log)) if line.strip() and not line.startswith((STATUS, "$"))), "")
     return Result(part.name, next(filter(None, statuses), 0), time.monotonic() - begin, said)
+
+
+def _told(log: Path) -> list[str]:
+    """The lines of a log up to the end of the first command that failed; all if none did."""
+    lines = log.read_text(errors="replace").splitlines()
+    failures = (i for i, line in enumerate(lines) if line.startswith(STATUS) and line != f"{STATUS}0")
+    return lines[: next(failures, len(lines)) + 1]
 
 
 def _run(command: Sequence[str], seconds: float, work: Path, log: int, variables: Mapping[str, str]) -> int:
@@ -196,11 +203,10 @@ def line(result: Result) -> str:
 
 
 def report(results: Sequence[Result], out: Path, tail: int = 25) -> int:
-    """Prints the ends of the logs of what failed and the summary, and gives the exit status."""
+    """Prints what failed, with what it said last, and the summary, and gives the exit status."""
     failed = [result for result in results if result.status]
     for result in failed:
-        lines = (out / f"{result.name}.log").read_text(errors="replace").splitlines()
-        print(f"\n--- the end of {result.name}.log", *lines[-tail:], sep="\n")
+        print(f"\n--- where {result.name}.log fails", *_told(out / f"{result.name}.log")[-tail:], sep="\n")
     verdict = f"{len(failed)} of {len(results)} parts failed" if failed else "no part failed"
     summary = "\n".join([*map(line, results), verdict])
     (out / "summary.txt").write_text(summary + "\n")

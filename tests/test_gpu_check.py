@@ -35,7 +35,7 @@ def python(code: str) -> tuple[str, ...]:
 def test_every_part_runs_whatever_fails(check: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sleeper = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {'import time; time.sleep(60)'!r}])"
     plan = [
-        [check.Part("first", (python("raise SystemExit(3)"), python("print('went on')")), 60)],
+        [check.Part("first", (python("print('went wrong'); raise SystemExit(3)"), python("print('went on')")), 60)],
         [
             check.Part("slow", (python(sleeper), python("print('no time left')")), 1.5),
             check.Part("absent", (("no-such-program",),), 60, tool="no-such-program"),
@@ -53,12 +53,13 @@ def test_every_part_runs_whatever_fails(check: ModuleType, tmp_path: Path, capsy
         ("broken", 127),
         ("last", 0),
     ]
-    assert results[0].said == "went on"
+    assert results[0].said == "went wrong"
+    assert "went on" in (tmp_path / "first.log").read_text()
     assert results[2].said == "skipped: there is no no-such-program"
     assert "no time left" not in (tmp_path / "slow.log").read_text().splitlines()
     assert check.report(results, tmp_path) == 1
     assert (tmp_path / "summary.txt").read_text().splitlines()[-1] == "3 of 5 parts failed"
-    assert "--- the end of broken.log" in capsys.readouterr().out
+    assert "--- where broken.log fails" in capsys.readouterr().out
     assert check.report(results[-1:], tmp_path) == 0
 
 
