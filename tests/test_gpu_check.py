@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -12,6 +13,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+import sharpkern
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -81,6 +85,24 @@ def test_a_part_that_does_not_exist_is_refused(check: ModuleType, capsys: pytest
     with pytest.raises(SystemExit):
         check.main(["bnech"])
     assert "no part bnech" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("base", ["sgd", "adamw"])
+@pytest.mark.parametrize("rival", ["Usual", "Foreach"])
+def test_the_rivals_do_the_same_step(rival: str, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCH)
+    rivals = importlib.import_module("rivals")
+    start = [torch.randn(shape) for shape in ((33, 17), (5,), (2, 3, 4))]
+    ours, theirs = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
+    kind, options = rivals.BASES[base]
+    optimizers = sharpkern.SAM(ours, kind, rho=rivals.RHO, **options), getattr(rivals, rival)(theirs, base)
+    for half in ("first_step", "second_step") * 3:
+        gradients = [torch.randn_like(x) for x in start]
+        for optimizer, params in zip(optimizers, (ours, theirs), strict=True):
+            for p, g in zip(params, gradients, strict=True):
+                p.grad = g.clone()
+            getattr(optimizer, half)()
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def small(*command: str) -> str:
