@@ -95,7 +95,14 @@ def stages(work: Path, out: Path) -> list[list[Part]]:
     )
     ops = [f"{source}/tests/{name}.py" for name in ("test_ops", "test_trajectories")]
     tests = [
-        Part("ops", ((*pytest, *spread, "--device", "cuda", "-k", "not reference", "--durations", "5", *ops),), 190),
+        Part(
+            "ops",
+            (
+                (*pytest, *spread, "--device", "cuda", "-k", "not reference", "--durations", "5", *ops),
+                (python, "-m", "sharpkern", "verify", "--seed", "0"),
+            ),
+            190,
+        ),
         Part("gpu", ((*pytest, "--durations", "5", "-k", "not cpu", f"{source}/tests/test_gpu.py"),), 190),
         Part(
             "sanitizer",
