@@ -3,6 +3,7 @@
 #   make test    all tests
 #   make lint    ruff and mypy
 #   make bench   whole steps against the peers; rows go to bench/data/step.csv
+#   make gpu-check OUT=folder   everything that wants a GPU, with the Python and torch at hand: see bench/gpu_check.py
 #   TORCH=...    another torch, e.g. make test TORCH='torch==2.12.0'
 
 PYTHON ?= python3
@@ -25,6 +26,9 @@ lint: $(VENV)/lint.stamp
 bench: $(VENV)/test.stamp
 	$(BIN)/python bench/step.py
 
+gpu-check:
+	$(PYTHON) bench/gpu_check.py --out $(or $(OUT),runs/gpu-check)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info sharpkern/backend/native/*.so
 
@@ -45,4 +49,4 @@ $(VENV)/lint.stamp: $(VENV)/test.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,test,lint]'
 	@touch $@
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-check clean

@@ -29,9 +29,49 @@ def wrn28_10() -> list[Shape]:
     return [*shapes, (640,), (640,), (10, 640), (10,)]
 
 
+def resnet50() -> list[Shape]:
+    """ResNet-50 for ImageNet (25.6M in 161 tensors): bottlenecks of 3, 4, 6 and 3 blocks."""
+    shapes: list[Shape] = [(64, 3, 7, 7), (64,), (64,)]
+    before = 64
+    for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            for out, into, size in ((width, before, 1), (width, width, 3), (4 * width, width, 1)):
+                shapes += [(out, into, size, size), (out,), (out,)]
+            if block == 0:
+                shapes += [(4 * width, before, 1, 1), (4 * width,), (4 * width,)]
+            before = 4 * width
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+def _transformer(width: int, layers: int) -> list[Shape]:
+    """Blocks of two norms, an attention with one projection of queries, keys and values, and a layer of 4 × width."""
+    norm: list[Shape] = [(width,), (width,)]
+    attention: list[Shape] = [(3 * width, width), (3 * width,), (width, width), (width,)]
+    layer: list[Shape] = [(4 * width, width), (4 * width,), (width, 4 * width), (width,)]
+    return [*norm, *attention, *norm, *layer] * layers
+
+
+def vit_b() -> list[Shape]:
+    """ViT-B/16 for ImageNet (86.6M in 152 tensors): class token, 197 positions, 12 blocks of width 768."""
+    embedding: list[Shape] = [(1, 1, 768), (1, 197, 768), (768, 3, 16, 16), (768,)]
+    return [*embedding, *_transformer(768, 12), (768,), (768,), (1000, 768), (1000,)]
+
+
+def gpt2() -> list[Shape]:
+    """GPT-2 small (124.4M in 148 tensors): 50257 tokens, 1024 positions, 12 blocks of width 768; the head is tied."""
+    return [(50257, 768), (1024, 768), *_transformer(768, 12), (768,), (768,)]
+
+
 def small() -> list[Shape]:
     """161 tensors of 256 elements: almost nothing but host time."""
     return [(256,)] * 161
 
 
-SHAPES = {"resnet20": resnet20, "wrn28_10": wrn28_10, "small": small}
+SHAPES = {
+    "resnet20": resnet20,
+    "wrn28_10": wrn28_10,
+    "resnet50": resnet50,
+    "vit_b": vit_b,
+    "gpt2": gpt2,
+    "small": small,
+}

@@ -7,20 +7,14 @@ ratios are taken turn by turn and their median is reported. Every run appends it
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
 import multiprocessing
-import platform
-import random
 import statistics
-import subprocess
-import time
-from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from measure import Step, append, cpu, in_turns, parameters, ratio, spread, two_passes, versions
 from pytorch_optimizer import SAM as PeerSAM
 from shapes import SHAPES, Shape
 
@@ -29,7 +23,6 @@ from sharpkern.backend.native import _kernels
 from sharpkern.base import SGD, Adam
 from sharpkern.tensors import Tensors
 
-Step = Callable[[], Any]
 MOMENTUM = {"lr": 1e-3, "momentum": 0.9, "weight_decay": 5e-4}
 ADAMW = {"lr": 1e-3}
 COPY_ELEMENTS = 1 << 28  # 1 GiB read and 1 GiB written
@@ -45,24 +38,6 @@ FIGURES = {
 }
 # bytes a parameter that a candidate has to move
 BYTES = {"SAM sgd": 40, "FisherSAM sgd": 40, "ASAM sgd": 44, "SAM adamw": 48, "update sgd": 20, "update adamw": 28}
-
-
-def parameters(shapes: list[Shape]) -> list[torch.nn.Parameter]:
-    """Random parameters with gradients."""
-    params = [torch.nn.Parameter(torch.randn(shape) * 0.05) for shape in shapes]
-    for p in params:
-        p.grad = torch.randn_like(p) * 0.01
-    return params
-
-
-def two_passes(optimizer: Any) -> Step:
-    """One step, with the same gradients in both passes."""
-
-    def step() -> None:
-        optimizer.first_step()
-        optimizer.second_step()
-
-    return step
 
 
 def update_alone(shapes: list[Shape], update: Any) -> Step:
@@ -121,43 +96,6 @@ def extra_bytes(shapes: list[Shape]) -> float:
     return (between - before) / sum(p.numel() for p in params)
 
 
-def measure(steps: Mapping[str, Step], repeats: int, calls: int) -> dict[str, list[float]]:
-    """Seconds a step, by candidate and turn; the order changes from turn to turn, so that nobody gains by it."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(-2, repeats):
-        for name in random.Random(turn).sample(list(steps), len(steps)):
-            step = steps[name]
-            for _ in range(min(calls, 3) if calls > 1 else 0):
-                step()
-            begin = time.perf_counter()
-            for _ in range(calls):
-                step()
-            if turn >= 0:
-                seconds[name].append((time.perf_counter() - begin) / calls)
-    return seconds
-
-
-def spread(values: list[float]) -> tuple[float, float, float]:
-    """The 20th, 50th and 80th percentile."""
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return fifths[0], statistics.median(values), fifths[3]
-
-
-def machine() -> dict[str, str]:
-    """Where and with what the rows were measured."""
-    cpu = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "?: ?")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
-        "cpu": cpu.split(":")[1].strip(),
-        "threads": str(torch.get_num_threads()),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "sharpkern": sharpkern.__version__,
-        "commit": commit.stdout.strip(),
-    }
-
-
 def report(name: str, shapes: list[Shape], seconds: dict[str, list[float]]) -> list[dict[str, Any]]:
     """Prints one set of shapes and gives its rows."""
     count = sum(torch.Size(shape).numel() for shape in shapes)
@@ -176,11 +114,9 @@ def report(name: str, shapes: list[Shape], seconds: dict[str, list[float]]) -> l
         of_copy = f"{share:7.1%} of the copy's rate" if share == share else ""
         print(f"  {candidate:20} {p50 * 1e3:9.3f} ms  (p20 {p20 * 1e3:.3f}, p80 {p80 * 1e3:.3f}) {of_copy}")
     for figure, (ours, theirs) in FIGURES.items():
-        ratios = [a / b for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
-        p20, p50, p80 = spread(ratios)
         row = {"shapes": name, "parameters": count, "tensors": len(shapes), "figure": figure, "unit": "ratio"}
-        rows.append({**row, "p20": p20, "p50": p50, "p80": p80, "share_of_copy": float("nan")})
-        print(f"  {p50:6.3f}  {figure}")
+        rows.append({**row, **ratio(seconds[ours], seconds[theirs]), "share_of_copy": float("nan")})
+        print(f"  {rows[-1]['p50']:6.3f}  {figure}")
     return rows
 
 
@@ -195,7 +131,7 @@ def main() -> None:
     for name in args.shapes:
         shapes = SHAPES[name]()
         large = sum(torch.Size(shape).numel() for shape in shapes) > 1 << 22
-        seconds = measure(candidates(shapes, large), args.repeats or (21 if large else 100), 1 if large else 5)
+        seconds = in_turns(candidates(shapes, large), args.repeats or (21 if large else 100), 1 if large else 5)
         rows += report(name, shapes, seconds)
         if large:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
@@ -203,15 +139,10 @@ def main() -> None:
             print(f"  {extra:6.3f}  bytes a parameter between the passes, beyond weights, gradients and base state")
             memory = {"shapes": name, "parameters": rows[-1]["parameters"], "tensors": len(shapes)}
             rows.append({**memory, "figure": "extra memory between the passes", "unit": "B/param", "p50": extra})
-    args.out.mkdir(parents=True, exist_ok=True)
-    path, about = args.out / "step.csv", machine()
+    path, about = args.out / "step.csv", versions()
+    about = {"date": about.pop("date"), **cpu(), **about}
     fields = [*about, "shapes", "parameters", "tensors", "figure", "unit", "p20", "p50", "p80", "share_of_copy"]
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        if new:
-            writer.writeheader()
-        writer.writerows({**about, **row} for row in rows)
+    append(path, fields, [{**about, **row} for row in rows])
     print(f"\nappended {len(rows)} rows to {path}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import oracles
 import torch
 from oracles import spacing
 from torch import Tensor
@@ -154,7 +155,7 @@ _INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 def bits(x: Tensor) -> Tensor:
     """The bits of a tensor as integers: NaN and the sign of zero can be compared."""
-    return x.detach().contiguous().view(_INTEGER[x.element_size()])
+    return x.detach().cpu().contiguous().view(_INTEGER[x.element_size()])
 
 
 def exactly(x: Tensor, y: Tensor) -> bool:
@@ -173,14 +174,14 @@ class Arena:
         for n, offset in zip(sizes, offsets.tolist(), strict=True):
             starts.append(end // 64 * 64 + 128 + offset)
             end = starts[-1] + n
-        self.buffer = torch.full((end + 64,), float("nan"), dtype=dtype)
+        self.buffer = torch.full((end + 64,), float("nan"), dtype=dtype, device=oracles.DEVICE)
         if finite:  # an operation on two NaN may give the same NaN back: only every other canary is one
             self.buffer[::2] = 1000.0
         self.views = [self.buffer[start : start + n] for start, n in zip(starts, sizes, strict=True)]
-        self.margin = torch.ones_like(self.buffer, dtype=torch.bool)
+        self.margin = torch.ones(end + 64, dtype=torch.bool)
         for start, n in zip(starts, sizes, strict=True):
             self.margin[start : start + n] = False
-        self.canaries = self.buffer[self.margin]
+        self.canaries = self._margin()
 
     def fill(self, value: float) -> None:
         """Fill every view."""
@@ -188,12 +189,15 @@ class Arena:
             view.fill_(value)
 
     def flat(self) -> Tensor:
-        """A copy of all views, one after the other."""
-        return torch.cat(self.views)
+        """A copy of all views on the CPU, one after the other."""
+        return torch.cat(self.views).cpu()
 
     def intact(self) -> bool:
         """Whether all canaries are as they were, bit for bit."""
-        return exactly(self.buffer[self.margin], self.canaries)
+        return exactly(self._margin(), self.canaries)
+
+    def _margin(self) -> Tensor:
+        return self.buffer.cpu()[self.margin]
 
 
 class Lists:
@@ -279,7 +283,7 @@ class Lists:
 
 def scalar(x: float) -> Tensor:
     """A sum as the ops take it."""
-    return torch.tensor(x, dtype=torch.float64)
+    return torch.tensor(x, dtype=torch.float64, device=oracles.DEVICE)
 
 
 def check_sq_norm(backend: ops.Ops, covariance: str, dtypes: str, sizes: Sequence[int] = SIZES) -> None:
@@ -291,11 +295,11 @@ def check_sq_norm(backend: ops.Ops, covariance: str, dtypes: str, sizes: Sequenc
     bound = NORM_UNITS * torch.finfo(case.t.state_dtype).eps
     total, before = scalar(3.0), 3.0
     backend.sq_norm(case.t, core, total, add=True)
-    assert abs(total - before - terms.sum()) <= bound * (before + terms.sum())
+    assert abs(total.cpu() - before - terms.sum()) <= bound * (before + terms.sum())
     for t, part in zip(case.alone(), terms.split(case.sizes), strict=True):
         total.fill_(float("nan"))  # overwritten, not added to
         backend.sq_norm(t, core, total)
-        assert abs(total - part.sum()) <= bound * part.sum(), f"{part.numel()} elements"
+        assert abs(total.cpu() - part.sum()) <= bound * part.sum(), f"{part.numel()} elements"
     assert not case.changed()
 
 

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import oracles
 import pytest
 import torch
 
 import sharpkern
+from sharpkern import ops
 
 USABLE = {status.name: status for status in sharpkern.backends() if status.device == "cpu"}
 
 
-@pytest.fixture(params=list(USABLE))
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where test_ops.py and test_trajectories.py run: cpu or cuda")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    oracles.DEVICE = torch.device(config.getoption("--device"))
+
+
+@pytest.fixture(params=ops.NAMES)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend that runs on the CPU."""
-    status = USABLE[request.param]
-    if not status.usable:
-        pytest.skip(f"{status.name}: {status.why_not}")
-    return status.name
+    """Each backend that runs on the device, with the dtypes that the test names."""
+    name, params = request.param, request.node.callspec.params
+    dtypes = request.module.DTYPES[params["dtypes"]] if "dtypes" in params else ()
+    if reason := ops.load(name).why_not(oracles.DEVICE, dtypes):
+        pytest.skip(f"{name}: {reason}")
+    return str(name)
 
 
 @pytest.fixture(autouse=True)

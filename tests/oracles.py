@@ -17,6 +17,9 @@ Memory = dict[str, Any]
 Params = list[torch.nn.Parameter]
 Loss = Callable[[Sequence[Tensor]], Tensor]
 
+# Where the tensors are that backends are tried on; pytest's option --device sets it. Oracles stay on the CPU.
+DEVICE = torch.device("cpu")
+
 
 class Base(Protocol):
     """A base update: the new weights from the old ones, a gradient and what is remembered."""
@@ -136,7 +139,7 @@ class Oracle:
     def __post_init__(self) -> None:
         """Spread single values over the parameters."""
         n = len(self.weights)
-        self.w = [w.detach().to(self.dtype).clone() for w in self.weights]
+        self.w = [w.detach().to("cpu", self.dtype, copy=True) for w in self.weights]
         self.bases: Sequence[Base] = self.base if isinstance(self.base, list) else [self.base] * n
         self.covariances: Sequence[Covariance] = (
             self.covariance if isinstance(self.covariance, list) else [self.covariance] * n
@@ -148,11 +151,11 @@ class Oracle:
 
     def reset(self, weights: Sequence[Tensor]) -> None:
         """Take these weights, rounded by someone else, as the point of the next step."""
-        self.w = [w.detach().to(self.dtype).clone() for w in weights]
+        self.w = [w.detach().to("cpu", self.dtype, copy=True) for w in weights]
 
     def ascend(self, gradients: Sequence[Tensor | None]) -> list[Tensor]:
         """Return w + rho s g / sqrt(sum s g²); weights without a gradient stay."""
-        g = [None if x is None else x.detach().to(self.dtype) for x in gradients]
+        g = [None if x is None else x.detach().to("cpu", self.dtype) for x in gradients]
         self.s = [
             torch.ones_like(w) if x is None else c.s(w, x, m)
             for c, w, x, m in zip(self.covariances, self.w, g, self.memory, strict=True)
@@ -169,7 +172,7 @@ class Oracle:
         """Update w with the gradients at w + epsilon; weights without one stay."""
         for i, gradient in enumerate(gradients):
             if gradient is not None:
-                g2 = gradient.detach().to(self.dtype)
+                g2 = gradient.detach().to("cpu", self.dtype)
                 g2 = self.s[i] * g2 if self.natural_gradient else g2
                 self.w[i] = self.bases[i].update(self.w[i], g2, self.memory[i])
         return self.w
@@ -282,16 +285,16 @@ def network_loss(seed: int, step: int) -> Loss:
     def loss(weights: Sequence[Tensor]) -> Tensor:
         dtype = torch.promote_types(weights[0].dtype, torch.float32)
         w1, b1, w2, b2, gain = (w.to(dtype) for w in weights)
-        hidden = torch.tanh(torch.nn.functional.linear(inputs.to(dtype), w1, b1))
+        hidden = torch.tanh(torch.nn.functional.linear(inputs.to(w1), w1, b1))
         outputs = (1 + gain) * torch.nn.functional.linear(hidden, w2, b2)
-        return (outputs - targets.to(dtype)).square().log1p().mean()  # of bounded slope: may be maximised
+        return (outputs - targets.to(outputs)).square().log1p().mean()  # of bounded slope: may be maximised
 
     return loss
 
 
 def parameters(weights: Sequence[Tensor]) -> Params:
     """Make parameters of copies of these weights."""
-    return [torch.nn.Parameter(w.detach().clone()) for w in weights]
+    return [torch.nn.Parameter(w.detach().to(DEVICE, copy=True)) for w in weights]
 
 
 def build(package: Any, variant: str, base: str, params: Params, backend: str, **more: Any) -> Any:
@@ -324,7 +327,7 @@ def give_gradients(params: Params, *seeds: int, scale: float = 1.0) -> list[Tens
     """Give every parameter a fresh random gradient and return them."""
     draw = generator(*seeds)
     for p in params:
-        p.grad = (scale * torch.randn(p.shape, generator=draw)).to(p.dtype)
+        p.grad = (scale * torch.randn(p.shape, generator=draw)).to(p)
     return [p.grad for p in params if p.grad is not None]
 
 
@@ -336,12 +339,13 @@ def same(left: Sequence[Tensor], right: Sequence[Tensor]) -> bool:
 
 
 def _bytes(x: Tensor) -> bytes:
-    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def largest_gap(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     """Return the largest difference of two lists of tensors."""
-    return max((a.detach().double() - b.detach().double()).abs().max().item() for a, b in zip(left, right, strict=True))
+    pairs = [(a.detach().cpu().double(), b.detach().cpu().double()) for a, b in zip(left, right, strict=True)]
+    return max((a - b).abs().max().item() for a, b in pairs)
 
 
 def spacing(x: Tensor, dtype: torch.dtype) -> Tensor:

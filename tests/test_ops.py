@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import oracles
 import pytest
 import torch
 from cases import (
@@ -219,7 +220,8 @@ LAYOUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 def test_strides(layout: str, shape: tuple[int, ...], dtypes: str, backend: str) -> None:
     of_weight, of_gradient = LAYOUTS[layout]
     weight, gradient = DTYPES[dtypes]
-    w, g = torch.randn(shape).to(weight), of_gradient(torch.randn(shape).to(gradient))
+    w, g = (torch.randn(shape).to(oracles.DEVICE, dtype) for dtype in (weight, gradient))
+    g = of_gradient(g)
     results = []
     for place, gradient_ in ((of_weight, g), (torch.clone, g.contiguous())):
         p = torch.nn.Parameter(place(w).clone())
@@ -300,4 +302,4 @@ def test_an_infinite_weight_stays_without_decay(base: type[torch.optim.Optimizer
     update = SGD(0.1) if base is torch.optim.SGD else Adam(0.1, (0.9, 0.999), 1e-8, 0.0, False, False)
     descend(backend, case, update, 1.0)
     base([wanted], lr=0.1).step()
-    torch.testing.assert_close(case.arenas["weight"].views[0], wanted.detach())
+    torch.testing.assert_close(case.arenas["weight"].flat(), wanted.detach())
