@@ -64,7 +64,7 @@ inline void bind(py::module_& m, const char* architectures) {
   using Numbers = std::vector<Number>;
   const auto total = [](std::uintptr_t address) { return reinterpret_cast<double*>(address); };
   const auto free = py::call_guard<py::gil_scoped_release>();
-  py::class_<CudaTable>(m, "CudaTable")
+  py::class_<CudaTable>(m, "CudaTable", py::module_local())  // the emulation of the tests has one too
       .def(py::init<std::vector<std::size_t>, std::string, std::string, bool, int>(), py::arg("numel"),
            py::arg("weight"), py::arg("gradient"), py::arg("master"), py::arg("device"))
       .def_property_readonly_static("workspace_bytes", [](const py::object&) { return Queue::kWorkspaceBytes; })

@@ -37,8 +37,9 @@ void with_types(DType weight, DType gradient, Run run) {
 inline void check(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // it is told here, and not once more by whoever asks next
-  throw std::runtime_error(std::string("CUDA: ") + what + " failed: " + cudaGetErrorString(error) +
-                           "; an error of an earlier kernel can show here: run with CUDA_LAUNCH_BLOCKING=1 to find it");
+  throw std::runtime_error(std::string("CUDA: ") + what + ": " + cudaGetErrorString(error) +
+                           ". If an earlier kernel is to blame, CUDA_LAUNCH_BLOCKING=1 in the environment shows which; "
+                           "backend='reference' does without these kernels");
 }
 
 // Makes a device the current one for as long as it lives.

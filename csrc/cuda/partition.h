@@ -57,7 +57,9 @@ template <int length, class Visit>
 SHARPKERN_INLINE void for_each_run(int count, bool vectors, int thread, Visit visit) {
   const int whole = vectors ? count / length * length : 0;
   for (int i = thread * length; i < whole; i += kThreads * length) visit(std::integral_constant<int, length>(), i);
+#if defined(__CUDACC__)
 #pragma unroll 1
+#endif
   for (int i = whole + thread; i < count; i += kThreads) visit(std::integral_constant<int, 1>(), i);
 }
 
