@@ -50,7 +50,10 @@ rule link
   description = link $out
 """
 # Rounded where the formulas say; statically linked, so that the module loads where there is no driver.
-CUDA_FLAGS = "-std=c++17 -O3 --fmad=false -cudart static -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
+CUDA_FLAGS = (
+    "-std=c++17 -O3 --fmad=false -cudart static -Xfatbin -compress-all"
+    " -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
+)
 CUDA_VERSION = (12, 1)  # the first with kernel parameters of 32 KB
 ARCHITECTURES = "8.0;9.0;10.0+PTX"
 NO_COMPILER = """
@@ -155,8 +158,9 @@ class NinjaBuild(build_ext):
         cuda, linker, defines, units = nvcc(), f"{shlex.join(cxx)} -shared -fopenmp", "", []
         if cuda:
             names, generate = architectures(cuda)
-            flags = f"{CUDA_FLAGS} -ccbin {shlex.quote(cxx[0])} {' '.join(generate)}"
-            linker = f"{cuda} -shared -cudart static -ccbin {shlex.quote(cxx[0])} -Xcompiler -fopenmp"
+            host = f"-ccbin {shlex.quote(cxx[0])}"
+            flags = f"{CUDA_FLAGS} {host} {' '.join(generate)}"
+            linker = f"{cuda} -shared -cudart static -Xlinker --exclude-libs,ALL {host} -Xcompiler -fopenmp"
             defines = f"-DSHARPKERN_CUDA_ARCHITECTURES='\"{','.join(names)}\"'"
             units = [(f"cuda_{x.stem}.o", "cuda", x, flags) for x in sorted((root / "cuda").glob("*.cu"))]
         units += [
