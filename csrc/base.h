@@ -1,4 +1,5 @@
-// The base update at one coordinate: w0 and g in, the new w out, m and v updated in place.
+// The base update at one coordinate: w0 and g in, the new w out, m and v updated in place. A second moment takes *raw
+// instead of g, unless raw is null.
 //
 //   prepare(scalars, step, out)  what the formula needs, from the options and the updates done before
 //   kStates                      how many of m, v the formula keeps
@@ -33,7 +34,7 @@ struct Sgd : SgdScalars {
   static constexpr int kStates = 0;
   R lr, weight_decay, sign;
   SHARPKERN_INLINE explicit Sgd(const double* p) : lr(R(p[0])), weight_decay(R(p[3])), sign(R(p[4])) {}
-  SHARPKERN_INLINE R operator()(R w0, R g, R&, R&) const {
+  SHARPKERN_INLINE R operator()(R w0, R g, R&, R&, const R*) const {
     return fused(-lr, decayed(weight_decay, w0, sign * g), w0);
   }
 };
@@ -45,19 +46,19 @@ struct Momentum : SgdScalars {
   R lr, momentum, fresh, weight_decay, sign;
   SHARPKERN_INLINE explicit Momentum(const double* p)
       : lr(R(p[0])), momentum(R(p[1])), fresh(R(p[2])), weight_decay(R(p[3])), sign(R(p[4])) {}
-  SHARPKERN_INLINE R operator()(R w0, R g, R& m, R&) const {
+  SHARPKERN_INLINE R operator()(R w0, R g, R& m, R&, const R*) const {
     g = decayed(weight_decay, w0, sign * g);
     m = fused(fresh, g, momentum * m);
     return fused(-lr, kNesterov ? fused(momentum, m, g) : m, w0);
   }
 };
 
-// options: lr, beta1, beta2, eps, weight_decay, sign
-template <class R, bool kDecoupled>
+// options: lr, beta1, beta2, eps, what of w0 is added to g, sign, weight decay that is decoupled
+template <class R>
 struct Adam {
-  static constexpr const char* kName = kDecoupled ? "adamw" : "adam";
+  static constexpr const char* kName = "adam";
   static constexpr int kStates = 2;
-  R step_size, fresh1, beta2, fresh2, eps, weight_decay, sign, bias_root, shrink;
+  R step_size, fresh1, beta2, fresh2, eps, added, sign, bias_root, shrink;
   SHARPKERN_INLINE static void prepare(const double* o, double step, double* out) {
     out[0] = o[0] / (1.0 - std::pow(o[1], step + 1));
     out[1] = o[1];
@@ -66,21 +67,17 @@ struct Adam {
     out[4] = o[4];
     out[5] = o[5];
     out[6] = std::sqrt(1.0 - std::pow(o[2], step + 1));
-    out[7] = 1.0 - o[0] * o[4];
+    out[7] = 1.0 - o[0] * o[6];
   }
   SHARPKERN_INLINE explicit Adam(const double* p)
       : step_size(R(p[0])), fresh1(R(1.0 - p[1])), beta2(R(p[2])), fresh2(R(1.0 - p[2])), eps(R(p[3])),
-        weight_decay(R(p[4])), sign(R(p[5])), bias_root(R(p[6])), shrink(R(p[7])) {}
-  SHARPKERN_INLINE R operator()(R w0, R g, R& m, R& v) const {
-    g = sign * g;
-    if (kDecoupled) {
-      w0 = w0 * shrink;
-    } else {
-      g = decayed(weight_decay, w0, g);
-    }
+        added(R(p[4])), sign(R(p[5])), bias_root(R(p[6])), shrink(R(p[7])) {}
+  SHARPKERN_INLINE R operator()(R w0, R g, R& m, R& v, const R* raw) const {
+    g = decayed(added, w0, sign * g);
+    const R squared = raw ? *raw : g;
     m = fresh1 < R(0.5) ? fused(fresh1, g - m, m) : fused(fresh1 - R(1), g - m, g);
-    v = fused(fresh2 * g, g, beta2 * v);
-    return w0 - step_size * m / (root(v) / bias_root + eps);
+    v = fused(fresh2 * squared, squared, beta2 * v);
+    return w0 * shrink - step_size * m / (root(v) / bias_root + eps);
   }
 };
 

@@ -121,7 +121,13 @@ PYBIND11_MODULE(_kernels, m) {
                      std::vector<std::uintptr_t> addresses) { self.table.set(row, std::move(addresses)); })
       .def("set_steps", [](CpuTable& self, std::uintptr_t address) { self.table.steps = address; })
       .def("set_noise", [](CpuTable& self, std::uintptr_t draw, std::uint64_t seed,
-                           std::vector<std::uint64_t> start) { self.table.set_noise(draw, seed, std::move(start)); })
+                           std::vector<std::uint64_t> start, bool stochastic) {
+             self.table.set_noise(draw, seed, std::move(start), stochastic);
+           })
+      .def("set_pairs", [](CpuTable& self, std::uintptr_t address, std::size_t count) {
+             self.table.pairs = address;
+             self.table.pair_count = count;
+           })
       .def("sq_norm",
            [](CpuTable& self, int threads, const std::string& covariance, const Scalars& scalars,
               std::uintptr_t total, bool add) {
@@ -130,15 +136,16 @@ PYBIND11_MODULE(_kernels, m) {
            free)
       .def("ascend",
            [](CpuTable& self, int threads, const std::string& covariance, const Scalars& scalars, double rho,
-              std::uintptr_t total, bool track) {
-             sharpkern::cpu::ascend(self.table, launch(self, threads), covariance, scalars, rho, scalar(total), track);
+              std::uintptr_t total, bool track, double worst, double noise, int again) {
+             sharpkern::cpu::ascend(self.table, launch(self, threads), covariance, scalars,
+                                    {rho, scalar(total), worst, noise, track, again});
            },
            free)
       .def("descend",
            [](CpuTable& self, int threads, const std::string& base, const Scalars& options,
-              const std::string& preconditioner, const Scalars& scalars, std::uintptr_t total,
+              const std::string& correction, const Scalars& scalars, std::uintptr_t total,
               std::uintptr_t second) {
-             sharpkern::cpu::descend(self.table, launch(self, threads), base, options, preconditioner, scalars,
+             sharpkern::cpu::descend(self.table, launch(self, threads), base, options, correction, scalars,
                                      scalar(total), scalar(second));
            },
            free)

@@ -1,38 +1,26 @@
-// The ops at one coordinate, templated on the functors of covariance.h and base.h.
+// The ops at one coordinate, templated on the functors of covariance.h.
 #pragma once
 
 #include "covariance.h"
 
 namespace sharpkern::SHARPKERN_ISA {
 
-// One term of sum s g^2, added to what there is.
+// One term of sum s g^2, or (s g)^2, added to what there is.
 template <class R, class Covariance>
 SHARPKERN_INLINE R sq_norm_at(const Covariance& covariance, R sum, R w, R g, R f) {
-  return fused(covariance.s(w, covariance.fisher(g, f)), g * g, sum);
+  const R s = covariance.s(w, covariance.fisher(g, f));
+  return Covariance::kDirection ? fused(s * g, s * g, sum) : fused(s, g * g, sum);
 }
 
-// w + scale s g, with scale = rho / sqrt(sum s g^2); f becomes the Fisher diagonal that s was taken from.
-template <class R, class Covariance>
-SHARPKERN_INLINE R ascend_at(const Covariance& covariance, R scale, R w, R g, R& f) {
-  f = covariance.fisher(g, f);
-  return fused(scale, covariance.s(w, f) * g, w);
+// w + scale s g + sigma sqrt(s) eta, with scale = rho / sqrt(sum s g^2) and eta standard normal; f becomes what is kept.
+template <bool worst, bool noise, class R, class Covariance>
+SHARPKERN_INLINE R ascend_at(const Covariance& covariance, R scale, R sigma, R w, R g, R eta, R& f) {
+  const R seen = covariance.fisher(g, f), s = covariance.s(w, seen);
+  if (worst) {
+    w = fused(scale, s * g, w);
+    f = covariance.kept(g, seen, scale);
+  }
+  return noise ? fused(sigma * root(s), eta, w) : w;
 }
-
-// No natural gradient: g2 goes to the base update as it is.
-template <class R>
-struct Plain {
-  static constexpr const char* kName = "";
-  static constexpr bool kState = false;
-  SHARPKERN_INLINE explicit Plain(const double*) {}
-  SHARPKERN_INLINE R s(R, R) const { return R(1); }
-};
-
-// The natural gradient s g2, with s from the f of the first pass.
-template <class R>
-struct Natural : Damped<R> {
-  static constexpr const char* kName = "fisher_average";
-  static constexpr bool kState = true;
-  using Damped<R>::Damped;
-};
 
 }  // namespace sharpkern::SHARPKERN_ISA

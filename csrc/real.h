@@ -61,4 +61,29 @@ SHARPKERN_INLINE float reciprocal(float x) {
 }
 SHARPKERN_INLINE double reciprocal(double x) { return 1.0 / x; }
 
+SHARPKERN_INLINE bool finite(float x) { return x - x == 0; }
+SHARPKERN_INLINE bool finite(double x) { return x - x == 0; }
+
+// e^x within 2 ulp, from e^-87 to e^88 for x beyond; 1 for 0. The power of two is the nearest, taken off in two parts;
+// a polynomial gives the rest.
+SHARPKERN_INLINE float exponential(float x) {
+  x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+  const float shifted = fused(x, 1.44269504f, 0x1.8p23f), power = shifted - 0x1.8p23f;
+  const float r = fused(power, 2.12194440e-4f, fused(power, -0.693359375f, x));
+  float p = 0.00139504857f;
+  p = fused(p, r, 0.00836888794f);
+  p = fused(p, r, 0.0416662060f);
+  p = fused(p, r, 0.166665182f);
+  p = fused(p, r, 0.5f);
+  p = fused(p, r, 1.0f);
+  p = fused(p, r, 1.0f);
+  unsigned bits, scale;
+  __builtin_memcpy(&bits, &p, 4);
+  __builtin_memcpy(&scale, &shifted, 4);
+  bits += scale << 23;
+  __builtin_memcpy(&p, &bits, 4);
+  return p;
+}
+SHARPKERN_INLINE double exponential(double x) { return exp(x < -700 ? -700 : x > 700 ? 700 : x); }
+
 }  // namespace sharpkern::SHARPKERN_ISA

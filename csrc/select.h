@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base.h"
+#include "correction.h"
 #include "covariance.h"
 #include "ops.h"
 
@@ -13,11 +14,11 @@ template <class... T>
 struct List {};
 
 template <class R>
-using Covariances = List<Identity<R>, Adaptive<R>, Fisher<R>, Average<R>>;
+using Covariances = List<Identity<R>, Adaptive<R>, Fisher<R>, Average<R>, Learned<R>, Tracer<R>>;
 template <class R>
-using Bases = List<Sgd<R>, Momentum<R, false>, Momentum<R, true>, Adam<R, false>, Adam<R, true>>;
+using Bases = List<Sgd<R>, Momentum<R, false>, Momentum<R, true>, Adam<R>>;
 template <class R>
-using Preconditioners = List<Plain<R>, Natural<R>>;
+using Corrections = List<Plain<R>, Natural<R>, Drawn<R>, Traced<R>>;
 
 // Calls visit with the type in the list whose kName is name; false if there is none.
 template <class Visit, class... T>

@@ -31,11 +31,13 @@ inline DType parse_dtype(const std::string& name) {
 // gradient     g, in gradient_dtype; address 0 where there is none
 // saved        w0: the copy that ascend makes, in weight_dtype; or, with master, the float32 weight that is always there
 // source       where descend reads w0 and restore copies it from: saved, or weight where nothing was perturbed
+// first        where ascend copies g for the second half, in gradient_dtype; address 0 where nothing is kept
 // fisher, m, v state, in float32 (float64 for float64 weights); address 0 where a formula keeps none
-enum Row { kWeight, kGradient, kSaved, kSource, kFisher, kM, kV, kRows };
+enum Row { kWeight, kGradient, kSaved, kSource, kFirst, kFisher, kM, kV, kRows };
 
 inline Row parse_row(const std::string& name) {
-  static const std::array<const char*, kRows> names = {"weight", "gradient", "saved", "source", "fisher", "m", "v"};
+  static const std::array<const char*, kRows> names = {"weight",  "gradient", "saved", "source",
+                                                       "first",   "fisher",   "m",     "v"};
   for (int row = 0; row < kRows; ++row)
     if (name == names[row]) return Row(row);
   throw std::invalid_argument("no row '" + name + "' in a table");
@@ -52,8 +54,11 @@ struct Table {
   bool master;  // saved holds float32 masters, weight their rounded values
   std::array<std::vector<std::uintptr_t>, kRows> rows;
   std::uintptr_t steps = 0;  // float32, one a tensor: the updates done
-  std::uintptr_t draw = 0;   // int64: the perturbations done, counted for stochastic rounding of w + eps; or null
+  std::uintptr_t draw = 0;   // int64: the draws of random numbers done; or null
   std::uint64_t seed = 0;
+  bool stochastic = false;     // whether w + eps is rounded stochastically
+  std::uintptr_t pairs = 0;    // evolution strategies: float32, a weight a pair, then a utility a pair
+  std::size_t pair_count = 0;
   std::vector<std::uint64_t> start;  // index of each tensor's first element in the flattened parameters
   std::vector<double> partial;
 
@@ -86,10 +91,12 @@ struct Table {
     rows[parse_row(name)] = std::move(addresses);
   }
 
-  void set_noise(std::uintptr_t draw_address, std::uint64_t seed_, std::vector<std::uint64_t> starts) {
+  void set_noise(std::uintptr_t draw_address, std::uint64_t seed_, std::vector<std::uint64_t> starts,
+                 bool with_stochastic) {
     if (starts.size() != size()) throw std::invalid_argument("as many starts are wanted as there are tensors");
     draw = draw_address;
     seed = seed_;
+    stochastic = with_stochastic;
     start = std::move(starts);
   }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sharpkern import ops
 from sharpkern.base import SGD, Adam, Update
+from sharpkern.correction import Natural
 from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity
 from sharpkern.tensors import Tensors
 
@@ -126,10 +127,10 @@ COVARIANCES: dict[str, tuple[Covariance, Damping]] = {
     "inverse-kept": (Fisher(10.0, "inverse", 1.0), fisher(10.0, False, 1.0)),
     "additive-given": (Fisher(0.5, "additive", 0.0), fisher(0.5, True, 0.0)),
 }
-NATURAL: dict[str, tuple[Covariance | None, Damping]] = {
+NATURAL: dict[str, tuple[Natural | None, Damping]] = {
     "plain": (None, identity),
-    "inverse": (Fisher(10.0, "inverse", 0.9), fisher(10.0, False, 0.0)),  # s of the stored f: it does not move now
-    "additive": (Fisher(0.5, "additive", 1.0), fisher(0.5, True, 0.0)),
+    "inverse": (Natural(Fisher(10.0, "inverse", 0.9)), fisher(10.0, False, 0.0)),  # s of the stored f: it stays now
+    "additive": (Natural(Fisher(0.5, "additive", 1.0)), fisher(0.5, True, 0.0)),
 }
 _ADAM = {"lr": 0.01, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decoupled": False, "maximize": False}
 UPDATES: dict[str, tuple[Callable[..., Update], Callable[..., tuple[Tensor, Tensor, Tensor]], dict[str, Any]]] = {

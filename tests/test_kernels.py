@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from oracles import spacing
 from torch import Tensor
 
-from sharpkern.base import SGD, Update
+from sharpkern.base import SGD, Number, Update
+from sharpkern.correction import Correction
 from sharpkern.covariance import Covariance, Fisher, Identity
 from sharpkern.tensors import Tensors
 
@@ -61,23 +62,34 @@ class Kernels:
                 table.set(row, [0 if x is None else x.data_ptr() for x in tensors])
         table.set_steps(t.steps.data_ptr())
         if t.draw is not None:
-            table.set_noise(t.draw.data_ptr(), t.seed, t.start)
+            table.set_noise(t.draw.data_ptr(), t.seed, t.start, t.stochastic)
         return table
 
     def sq_norm(self, t: Tensors, covariance: Covariance, total: Tensor, add: bool = False) -> None:
         """total ← Σ s g², or with `add` total + Σ s g²."""
         self._table(t).sq_norm(self.threads, covariance.kernel, covariance.scalars, total.data_ptr(), add)
 
-    def ascend_(self, t: Tensors, covariance: Covariance, rho: float, total: Tensor, track: bool) -> None:
-        """w0 ← w, w ← w + rho s g / sqrt(total)."""
+    def ascend_(
+        self,
+        t: Tensors,
+        covariance: Covariance,
+        rho: Number,
+        total: Tensor | None,
+        track: bool,
+        worst: float = 1.0,
+        noise: float = 0.0,
+        again: int | None = None,
+    ) -> None:
+        """w0 ← w, w ← w + rho (worst s g / sqrt(total) + noise sqrt(s) η)."""
         formula = covariance.kernel, covariance.scalars
-        self._table(t).ascend(self.threads, *formula, rho, total.data_ptr(), track)
+        address, number = 0 if total is None else total.data_ptr(), -1 if again is None else again
+        self._table(t).ascend(self.threads, *formula, float(rho), address, track, worst, noise, number)
 
     def descend_(
-        self, t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None
+        self, t: Tensors, update: Update, correction: Correction | None, total: Tensor, second: Tensor | None
     ) -> None:
         """w ← update(w0, g)."""
-        formula = (natural.kernel, natural.scalars) if natural else ("", ())
+        formula = (correction.kernel, correction.scalars) if correction else ("", ())
         sums = total.data_ptr(), 0 if second is None else second.data_ptr()
         self._table(t).descend(self.threads, update.kernel, update.options, *formula, *sums)
 
@@ -301,7 +313,7 @@ def test_a_formula_or_row_that_is_not_there() -> None:
     total = scalar(0.0)
     for call in (
         lambda: table().sq_norm(1, "no such", (), total.data_ptr(), False),
-        lambda: table().ascend(1, "no such", (), 0.1, scalar(1.0).data_ptr(), False),
+        lambda: table().ascend(1, "no such", (), 0.1, scalar(1.0).data_ptr(), False, 1.0, 0.0, -1),
         lambda: table().set("no such", [0]),
         lambda: table().set("weight", [0, 0]),
     ):

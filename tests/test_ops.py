@@ -23,7 +23,8 @@ from torch import Tensor
 
 from sharpkern import ops
 from sharpkern.base import SGD, Adam, Update
-from sharpkern.covariance import Covariance
+from sharpkern.correction import Natural
+from sharpkern.covariance import Covariance, Fisher
 from sharpkern.tensors import Tensors
 
 SMALL = (0, 1, 3, 8, 17, 257, 2049, 4097)
@@ -256,7 +257,8 @@ def step(backend: ops.Ops, params: Sequence[torch.nn.Parameter], covariance: Cov
     total.fill_(1.0)
     backend.ascend_(t, covariance, 0.5, total, True)
     perturbed = [w.clone() for w in t.weights]
-    backend.descend_(t, ADAM, covariance, total, None)
+    assert isinstance(covariance, Fisher)
+    backend.descend_(t, ADAM, Natural(covariance), total, None)
     state = [x for row in (t.fisher, t.m, t.v) for x in row if x is not None]
     return [*perturbed, *(w.clone() for w in t.weights), *state]
 

@@ -37,6 +37,9 @@ struct Scratch {
   alignas(64) R g[kChunk];
   alignas(64) R f[kChunk];
   alignas(64) R out[kChunk];
+  alignas(64) R first[kChunk];
+  alignas(64) R moved[kChunk];
+  alignas(64) float eta[kChunk];
   alignas(64) std::uint32_t random[kChunk];
   double prepared[kPreparedScalars];
   double prepared_for = -1;  // the step count that `prepared` belongs to

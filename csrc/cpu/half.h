@@ -63,19 +63,6 @@ static void to_f16(const float* in, std::uint16_t* out, std::size_t n) {
   for (; i < n; ++i) out[i] = narrow(in[i]);
 }
 
-// The rounding bits of elements index ... index + n; index is a multiple of the group.
-static void draw_bits(std::uint64_t seed, std::uint32_t draw, std::uint64_t index, std::uint32_t* out, std::size_t n) {
-  constexpr std::size_t kGroup = kRoundingGroup;
-  const std::uint64_t first = index / kGroup;
-  std::size_t i = 0;
-  for (; i < n / kGroup; ++i) {
-    const Words words = philox(seed, first + i, draw, Stream::rounding);
-    for (unsigned lane = 0; lane < kGroup; ++lane) out[i * kGroup + lane] = rounding_bits(words, lane);
-  }
-  const Words words = philox(seed, first + i, draw, Stream::rounding);
-  for (unsigned lane = 0; lane < n % kGroup; ++lane) out[i * kGroup + lane] = rounding_bits(words, lane);
-}
-
 // in place: each element becomes a neighbour that its dtype of 16 bits has
 static void stochastic_bf16(float* x, const std::uint32_t* random, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) x[i] = round_bf16(x[i], random[i]);

@@ -6,6 +6,7 @@
 
 #include "../select.h"
 #include "half.h"
+#include "noise.h"
 #include "stream.h"
 
 #define SHARPKERN_STRING_(x) #x
@@ -34,8 +35,8 @@ static SHARPKERN_INLINE void for_each_strip(std::size_t n, Body body) {
 
 // Partial sums, one an element of the strip, in a fixed order: the same bits whatever the vector width.
 template <class R, class Covariance>
-static R norm(const double* scalars, const Block<R>& b) {
-  const Covariance covariance(scalars);
+static R norm(const double* scalars, double step, const Block<R>& b) {
+  const Covariance covariance(scalars, step);
   R lanes[kStrip] = {};
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
     prefetch(b.g + i, b.next);
@@ -51,26 +52,27 @@ static R norm(const double* scalars, const Block<R>& b) {
   return lanes[0];
 }
 
-template <class R, class Covariance>
-static void ascend(const double* scalars, R scale, const Block<R>& b) {
-  const Covariance covariance(scalars);
+template <class R, class Covariance, bool worst, bool noise>
+static void ascend(const double* scalars, double step, R scale, R sigma, const Block<R>& b) {
+  const Covariance covariance(scalars, step);
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
-    prefetch(b.g + i, b.next);
+    if (worst) prefetch(b.g + i, b.next);
     prefetch(b.w + i, b.next);
     if (Covariance::kState) prefetch(b.f + i, b.next);
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       R f = Covariance::kState ? b.f[j] : R(0);
-      b.out[j] = ascend_at(covariance, scale, b.w[j], b.g[j], f);
-      if (Covariance::kState) b.f_out[j] = f;
+      const R g = worst ? b.g[j] : R(0), eta = noise ? R(b.eta[j]) : R(0);
+      b.out[j] = ascend_at<worst, noise>(covariance, scale, sigma, b.w[j], g, eta, f);
+      if (Covariance::kMoves && worst) b.f_out[j] = f;
     }
   });
 }
 
-template <class R, class Base, class Preconditioner>
-static void descend(const double* prepared, const double* scalars, const Block<R>& b) {
+template <class R, class Base, class Correction>
+static void descend(const double* prepared, const double* scalars, double step, double total, const Block<R>& b) {
   const Base base(prepared);
-  const Preconditioner preconditioner(scalars);
+  const Correction correction(scalars, step, total);
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
     prefetch(b.g + i, b.next);
     prefetch(b.w + i, b.next);
@@ -78,14 +80,37 @@ static void descend(const double* prepared, const double* scalars, const Block<R
     if (Base::kStates > 1) prefetch(b.v + i, b.next);
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
-      R g = b.g[j];
-      if (Preconditioner::kState) g = preconditioner.s(R(0), b.f[j]) * g;
+      const R f = Correction::kState ? b.f[j] : R(0), first = Correction::kFirst ? b.first[j] : R(0);
+      const R g = correction.gradient(b.g[j], first, f), epsilon = Correction::kEpsilon ? b.moved[j] - b.w[j] : R(0);
       R m = Base::kStates > 0 ? b.m[j] : R(0), v = Base::kStates > 1 ? b.v[j] : R(0);
-      b.out[j] = base(b.w[j], g, m, v);
+      const R next = correction.moved(f, b.g[j], first, epsilon);
+      b.out[j] = base(b.w[j], g, m, v, Correction::kFirst ? &first : nullptr);
+      if (Correction::kMoves) b.f_out[j] = next;
       if (Base::kStates > 0) b.m[j] = m;
       if (Base::kStates > 1) b.v[j] = v;
     }
   });
+}
+
+template <class R>
+static void accumulate(R weight, R utility, const float* eta, R* g, R* slope, std::size_t n) {
+#pragma GCC ivdep
+  for (std::size_t j = 0; j < n; ++j) {
+    const R x = R(eta[j]);
+    g[j] = fused(weight, x, g[j]);
+    slope[j] = fused(utility, fused(x, x, R(-1)), slope[j]);
+  }
+}
+
+template <class R>
+static void estimate(const double* scalars, R* g, const R* slope, R* f, std::size_t n) {
+  const Estimated<R> estimated(scalars);
+#pragma GCC ivdep
+  for (std::size_t j = 0; j < n; ++j) {
+    const R s = f ? f[j] : R(1);
+    g[j] = estimated.gradient(g[j], s);
+    if (f) f[j] = estimated.moved(s, slope[j]);
+  }
 }
 
 template <class R>
@@ -99,23 +124,27 @@ static Norm<R> find_norm(const char* name) {
 }
 
 template <class R>
-static Ascend<R> find_ascend(const char* name) {
+static Ascend<R> find_ascend(const char* name, bool worst, bool noise) {
   Ascend<R> found{};
   select(Covariances<R>(), name, [&](auto* type) {
     using Covariance = std::remove_pointer_t<decltype(type)>;
-    found = {&ascend<R, Covariance>, Covariance::kState};
+    const auto run = !noise  ? &ascend<R, Covariance, true, false>
+                     : worst ? &ascend<R, Covariance, true, true>
+                             : &ascend<R, Covariance, false, true>;
+    found = {run, Covariance::kState, worst && Covariance::kMoves};
   });
   return found;
 }
 
 template <class R>
-static Descend<R> find_descend(const char* base, const char* preconditioner) {
+static Descend<R> find_descend(const char* base, const char* correction) {
   Descend<R> found{};
   select(Bases<R>(), base, [&](auto* first) {
     using Base = std::remove_pointer_t<decltype(first)>;
-    select(Preconditioners<R>(), preconditioner, [&](auto* second) {
-      using Preconditioner = std::remove_pointer_t<decltype(second)>;
-      found = {&Base::prepare, &descend<R, Base, Preconditioner>, Base::kStates, Preconditioner::kState};
+    select(Corrections<R>(), correction, [&](auto* second) {
+      using Correction = std::remove_pointer_t<decltype(second)>;
+      found = {&Base::prepare,     &descend<R, Base, Correction>, Base::kStates,     Correction::kFirst,
+               Correction::kState, Correction::kEpsilon,          Correction::kMoves};
     });
   });
   return found;
@@ -123,11 +152,11 @@ static Descend<R> find_descend(const char* base, const char* preconditioner) {
 
 template <class R>
 constexpr Formulas<R> formulas() {
-  return {&find_norm<R>, &find_ascend<R>, &find_descend<R>};
+  return {&find_norm<R>, &find_ascend<R>, &find_descend<R>, &accumulate<R>, &estimate<R>};
 }
 
 extern const Kernels kernels = {SHARPKERN_STRING(SHARPKERN_ISA), formulas<float>(), formulas<double>(),
-                                &from_bf16, &from_f16, &to_bf16, &to_f16, &draw_bits, &stochastic_bf16,
+                                &from_bf16, &from_f16, &to_bf16, &to_f16, &draw_bits, &draw_normals, &stochastic_bf16,
                                 &stochastic_f16, &stream};
 
 }  // namespace sharpkern::SHARPKERN_ISA

@@ -11,8 +11,11 @@ template <class R>
 struct Block {
   const R* w;      // the weights that are read
   const R* g;      // gradients
-  const R* f;      // Fisher diagonal, or null
-  R* f_out;        // where the new Fisher diagonal goes, or null
+  const R* first;  // gradients of the first pass, or null
+  const R* moved;  // w + eps, or null
+  const float* eta;  // standard normal numbers, or null
+  const R* f;      // what is kept of the covariance, or null
+  R* f_out;        // where it goes next, or null
   R* out;          // the weights that are written; may be w
   R* m;            // state of the base update, or null
   R* v;
@@ -22,29 +25,33 @@ struct Block {
 
 template <class R>
 struct Norm {
-  R (*run)(const double* covariance, const Block<R>& block);
+  R (*run)(const double* covariance, double step, const Block<R>& block);
   bool reads_weight, state;
 };
 
 template <class R>
 struct Ascend {
-  void (*run)(const double* covariance, R scale, const Block<R>& block);
-  bool state;
+  void (*run)(const double* covariance, double step, R scale, R sigma, const Block<R>& block);
+  bool state, moves;
 };
 
 template <class R>
 struct Descend {
   void (*prepare)(const double* base, double step, double* prepared);
-  void (*run)(const double* prepared, const double* covariance, const Block<R>& block);
+  void (*run)(const double* prepared, const double* correction, double step, double total, const Block<R>& block);
   int states;
-  bool natural;
+  bool first, state, epsilon, moves;
 };
 
 template <class R>
 struct Formulas {
   Norm<R> (*norm)(const char* covariance);  // run is null for an unknown name
-  Ascend<R> (*ascend)(const char* covariance);
-  Descend<R> (*descend)(const char* base, const char* preconditioner);
+  Ascend<R> (*ascend)(const char* covariance, bool worst, bool noise);
+  Descend<R> (*descend)(const char* base, const char* correction);
+  // g += weight eta, slope += utility (eta^2 - 1)
+  void (*accumulate)(R weight, R utility, const float* eta, R* g, R* slope, std::size_t n);
+  // g becomes the estimated gradient, f, where there is one, moves by the slope
+  void (*estimate)(const double* scalars, R* g, const R* slope, R* f, std::size_t n);
 };
 
 struct Kernels {
@@ -56,6 +63,7 @@ struct Kernels {
   void (*to_bf16)(const float* in, std::uint16_t* out, std::size_t n);
   void (*to_f16)(const float* in, std::uint16_t* out, std::size_t n);
   void (*draw_bits)(std::uint64_t seed, std::uint32_t draw, std::uint64_t index, std::uint32_t* out, std::size_t n);
+  void (*draw_normals)(std::uint64_t seed, std::uint32_t draw, std::uint64_t index, float* out, std::size_t n);
   void (*stochastic_bf16)(float* x, const std::uint32_t* random, std::size_t n);
   void (*stochastic_f16)(float* x, const std::uint32_t* random, std::size_t n);
   void (*stream)(void* to, const void* from, std::size_t bytes);

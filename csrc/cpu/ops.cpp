@@ -16,6 +16,8 @@ void with_arithmetic(const Table& table, Run run) {
   table.weight == DType::f64 ? run(double()) : run(float());
 }
 
+const float* steps_of(const Table& table) { return reinterpret_cast<const float*>(table.steps); }
+
 // w <- w0 for one chunk; masters are rounded.
 void give_back(const Table& table, const Launch& launch, float* buffer, std::size_t t, std::size_t i, std::size_t n) {
   const char* source = table.at(kSource, t) + i * bytes(table.exact());
@@ -72,7 +74,7 @@ void sq_norm(Table& table, const Launch& launch, const std::string& covariance, 
       if (formula.reads_weight)
         b.w = load(*launch.kernels, table.exact(), table.at(table.exact_row(), t) + i * bytes(table.exact()), scratch.w, n);
       if (formula.state) b.f = reinterpret_cast<const R*>(table.at(kFisher, t)) + i;
-      partial = double(formula.run(scalars.data(), b));
+      partial = double(formula.run(scalars.data(), steps_of(table)[t], b));
     });
   });
   double sum = 0;
@@ -81,35 +83,51 @@ void sq_norm(Table& table, const Launch& launch, const std::string& covariance, 
 }
 
 void ascend(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
-            double rho, const double* total, bool track) {
+            const Step& step) {
   auto* draw = reinterpret_cast<std::int64_t*>(table.draw);
-  if (!std::isfinite(*total)) return;
-  const double scale = *total > 0 ? rho / std::sqrt(*total) : 0;
+  const double* total = step.total;
+  if (total && !std::isfinite(*total)) return;
+  const double scale = total && *total > 0 ? step.worst * step.rho / std::sqrt(*total) : 0;
+  const double sigma = step.noise * step.rho;
+  const bool still = scale == 0 && sigma == 0;  // w + 0 would turn -0 into 0
+  if ((sigma != 0 || table.stochastic) && !draw) throw std::invalid_argument("random numbers want set_noise before");
+  const std::uint32_t number = draw ? std::uint32_t(*draw + (step.again < 0 ? 0 : step.again)) : 0;
+  const Row from = step.again < 0 ? table.exact_row() : kSource;
   with_arithmetic(table, [&](auto zero) {
     using R = decltype(zero);
-    const auto formula = known(launch.kernels->formulas(zero).ascend(covariance.c_str()), covariance);
+    const auto formula = known(
+        launch.kernels->formulas(zero).ascend(covariance.c_str(), total != nullptr, step.noise != 0), covariance);
     for_each_chunk<R, Order::backward>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
-      if (!table.at(kGradient, t)) return;
+      if (total && !table.at(kGradient, t)) return;
+      const std::size_t exact = bytes(table.exact());
       char* weight = table.at(kWeight, t) + i * bytes(table.weight);
-      char* saved = table.at(kSaved, t) + i * bytes(table.exact());
-      if (!table.master) move(*launch.kernels, launch.streaming, saved, weight, n * bytes(table.weight));
-      if (scale == 0 && !formula.state) return;  // w + 0 would turn -0 into 0
+      if (step.again < 0 && !table.master)
+        move(*launch.kernels, launch.streaming, table.at(kSaved, t) + i * exact, weight, n * exact);
+      const char* gradient = total ? table.at(kGradient, t) + i * bytes(table.gradient) : nullptr;
+      if (total && table.at(kFirst, t)) {
+        const std::size_t size = bytes(table.gradient);
+        move(*launch.kernels, launch.streaming, table.at(kFirst, t) + i * size, gradient, n * size);
+      }
+      if (still && !formula.moves && step.again < 0) return;
       Block<R> b{};
       b.n = n;
       b.next = launch.streaming ? -std::ptrdiff_t(kChunk) : 0;
-      b.w = load(*launch.kernels, table.exact(), table.master ? saved : weight, scratch.w, n);
-      b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
-      b.out = scale == 0 || table.master ? scratch.out : const_cast<R*>(b.w);
+      b.w = load(*launch.kernels, table.exact(), table.at(from, t) + i * exact, scratch.w, n);
+      if (gradient) b.g = load(*launch.kernels, table.gradient, gradient, scratch.g, n);
+      if (sigma != 0) launch.kernels->draw_normals(table.seed, number, table.start[t] + i, scratch.eta, n);
+      b.eta = scratch.eta;
+      const bool unmoved = still && step.again < 0, direct = bytes(table.weight) == sizeof(R) && !unmoved;
+      b.out = direct ? reinterpret_cast<R*>(weight) : scratch.out;
       if (formula.state) {
         R* fisher = reinterpret_cast<R*>(table.at(kFisher, t)) + i;
         b.f = fisher;
-        b.f_out = track ? fisher : scratch.f;
+        b.f_out = step.track ? fisher : scratch.f;
       }
-      formula.run(scalars.data(), R(scale), b);
-      if (scale == 0) return;
+      formula.run(scalars.data(), steps_of(table)[t], R(scale), R(sigma), b);
+      if (unmoved) return;
       if constexpr (sizeof(R) == 4) {
-        if (draw && bytes(table.weight) == 2) {
-          launch.kernels->draw_bits(table.seed, std::uint32_t(*draw), table.start[t] + i, scratch.random, n);
+        if (table.stochastic) {
+          launch.kernels->draw_bits(table.seed, number, table.start[t] + i, scratch.random, n);
           (table.weight == DType::bf16 ? launch.kernels->stochastic_bf16 : launch.kernels->stochastic_f16)(
               b.out, scratch.random, n);
         }
@@ -117,43 +135,78 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       store(*launch.kernels, false, table.weight, weight, b.out, n);
     });
   });
-  if (draw && track) *draw += 1;
+  if (draw && step.track) *draw += 1;
 }
 
+namespace {
+
+// The gradient that evolution strategies estimate for one chunk, in scratch.g; what is kept of the covariance moves.
+template <class R>
+void estimate(const Table& table, const Launch& launch, const std::vector<double>& scalars, Scratch<R>& scratch,
+              std::size_t t, std::size_t i, std::size_t n) {
+  const Formulas<R>& formulas = launch.kernels->formulas(R());
+  const float* pair = reinterpret_cast<const float*>(table.pairs);
+  const std::int64_t draw = *reinterpret_cast<const std::int64_t*>(table.draw);
+  std::fill_n(scratch.g, n, R(0));
+  std::fill_n(scratch.f, n, R(0));
+  for (std::size_t k = 0; k < table.pair_count; ++k) {
+    launch.kernels->draw_normals(table.seed, std::uint32_t(draw + std::int64_t(k)), table.start[t] + i, scratch.eta, n);
+    formulas.accumulate(R(pair[k]), R(pair[table.pair_count + k]), scratch.eta, scratch.g, scratch.f, n);
+  }
+  char* fisher = table.at(kFisher, t);
+  formulas.estimate(scalars.data(), scratch.g, scratch.f, fisher ? reinterpret_cast<R*>(fisher) + i : nullptr, n);
+}
+
+}  // namespace
+
 void descend(Table& table, const Launch& launch, const std::string& base, const std::vector<double>& options,
-             const std::string& preconditioner, const std::vector<double>& scalars, const double* total,
+             const std::string& correction, const std::vector<double>& scalars, const double* total,
              const double* second) {
   if (!std::isfinite(*total)) return;
   if (second && !std::isfinite(*second)) return restore(table, launch, total);
+  const bool estimated = correction == "estimated";
+  if (estimated && !(table.pairs && table.draw)) throw std::invalid_argument("estimates want set_pairs and set_noise before");
   float* steps = reinterpret_cast<float*>(table.steps);
   with_arithmetic(table, [&](auto zero) {
     using R = decltype(zero);
-    const auto formula =
-        known(launch.kernels->formulas(zero).descend(base.c_str(), preconditioner.c_str()), base + preconditioner);
+    const auto formula = known(
+        launch.kernels->formulas(zero).descend(base.c_str(), estimated ? "" : correction.c_str()), base + " " + correction);
     for_each_chunk<R, Order::forward, kUpdateChunk>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
-      if (!table.at(kGradient, t)) return give_back(table, launch, reinterpret_cast<float*>(scratch.w), t, i, n);
+      if (!estimated && !table.at(kGradient, t))
+        return give_back(table, launch, reinterpret_cast<float*>(scratch.w), t, i, n);
       char* weight = table.at(kWeight, t) + i * bytes(table.weight);
       if (scratch.prepared_for != steps[t]) {
         formula.prepare(options.data(), steps[t], scratch.prepared);
         scratch.prepared_for = steps[t];
       }
+      const auto loaded = [&](Row row, R* buffer) {
+        return load(*launch.kernels, table.gradient, table.at(row, t) + i * bytes(table.gradient), buffer, n);
+      };
       Block<R> b{};
       b.n = n;
       b.next = launch.streaming ? std::ptrdiff_t(kUpdateChunk) : 0;
       b.w = load(*launch.kernels, table.exact(), table.at(kSource, t) + i * bytes(table.exact()), scratch.w, n);
-      b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
-      if (formula.natural) b.f = reinterpret_cast<const R*>(table.at(kFisher, t)) + i;
+      if (estimated) {
+        estimate(table, launch, scalars, scratch, t, i, n);
+        b.g = scratch.g;
+      } else {
+        b.g = loaded(kGradient, scratch.g);
+      }
+      if (formula.first) b.first = table.at(kFirst, t) ? loaded(kFirst, scratch.first) : b.g;
+      if (formula.epsilon) b.moved = load(*launch.kernels, table.weight, weight, scratch.moved, n);
+      if (formula.state) b.f = b.f_out = reinterpret_cast<R*>(table.at(kFisher, t)) + i;
       if (formula.states > 0) b.m = reinterpret_cast<R*>(table.at(kM, t)) + i;
       if (formula.states > 1) b.v = reinterpret_cast<R*>(table.at(kV, t)) + i;
       const bool direct = !launch.streaming && bytes(table.weight) == sizeof(R);
       b.out = direct ? reinterpret_cast<R*>(weight) : scratch.out;
-      formula.run(scratch.prepared, scalars.data(), b);
+      formula.run(scratch.prepared, scalars.data(), steps[t], *total, b);
       if (table.master) move(*launch.kernels, launch.streaming, table.at(kSaved, t) + i * sizeof(float), b.out, n * sizeof(float));
       store(*launch.kernels, launch.streaming, table.weight, weight, b.out, n);
     });
   });
   for (std::size_t t = 0; t < table.size(); ++t)
-    if (table.at(kGradient, t)) steps[t] += 1;
+    if (estimated || table.at(kGradient, t)) steps[t] += 1;
+  if (estimated) *reinterpret_cast<std::int64_t*>(table.draw) += std::int64_t(table.pair_count);
 }
 
 void restore(Table& table, const Launch& launch, const double* total) {

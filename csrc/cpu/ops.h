@@ -22,15 +22,25 @@ struct Launch {
 void sq_norm(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
              double* total, bool add);
 
-// w0 <- w (masters are there already); w <- w0 + rho / sqrt(*total) s g, rounded stochastically where the table has a
-// draw number, which track moves on. Does nothing where *total is not finite, only copies where it is 0.
-void ascend(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
-            double rho, const double* total, bool track);
+// What ascend adds: rho (worst s g / sqrt(*total) + noise sqrt(s) eta). Without total no gradient is looked at. again,
+// unless negative, is added to the number of the draw, and w0 is read from its source instead of copied there.
+struct Step {
+  double rho;
+  const double* total;
+  double worst, noise;
+  bool track;
+  int again;
+};
 
-// w <- base(w0, g, m, v), counted in steps; where a tensor has no gradient, w <- w0. Does nothing where *total is
-// not finite; only restores where *second is not (second may be null).
+// w0 <- w (masters are there already); w <- w0 + the step, rounded stochastically where the table wants it; track moves on
+// what is kept and the number of draws. Does nothing where *total is not finite, only copies where nothing is added.
+void ascend(Table& table, const Launch& launch, const std::string& covariance, const std::vector<double>& scalars,
+            const Step& step);
+
+// w <- base(w0, g, m, v), counted in steps, the correction making that g; where a tensor has no gradient, w <- w0. Does
+// nothing where *total is not finite; only restores where *second is not (second may be null).
 void descend(Table& table, const Launch& launch, const std::string& base, const std::vector<double>& options,
-             const std::string& preconditioner, const std::vector<double>& scalars, const double* total,
+             const std::string& correction, const std::vector<double>& scalars, const double* total,
              const double* second);
 
 // w <- w0, unless *total is not finite, in which case w never moved.

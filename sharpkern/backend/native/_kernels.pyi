@@ -16,17 +16,27 @@ class Table:
     ) -> None: ...
     def set(self, row: str, addresses: Sequence[int]) -> None: ...
     def set_steps(self, address: int) -> None: ...
-    def set_noise(self, draw: int, seed: int, start: Sequence[int]) -> None: ...
+    def set_noise(self, draw: int, seed: int, start: Sequence[int], stochastic: bool) -> None: ...
+    def set_pairs(self, address: int, count: int) -> None: ...
     def sq_norm(self, threads: int, covariance: str, scalars: Sequence[float], total: int, add: bool) -> None: ...
     def ascend(
-        self, threads: int, covariance: str, scalars: Sequence[float], rho: float, total: int, track: bool
+        self,
+        threads: int,
+        covariance: str,
+        scalars: Sequence[float],
+        rho: float,
+        total: int,
+        track: bool,
+        worst: float,
+        noise: float,
+        again: int,
     ) -> None: ...
     def descend(
         self,
         threads: int,
         base: str,
         options: Sequence[float],
-        preconditioner: str,
+        correction: str,
         scalars: Sequence[float],
         total: int,
         second: int,
@@ -42,18 +52,28 @@ class CudaTable:
     def launches(self) -> int: ...
     def set(self, row: str, addresses: Sequence[int]) -> None: ...
     def set_steps(self, address: int) -> None: ...
-    def set_noise(self, draw: int, seed: int, start: Sequence[int]) -> None: ...
+    def set_noise(self, draw: int, seed: int, start: Sequence[int], stochastic: bool) -> None: ...
+    def set_pairs(self, address: int, count: int) -> None: ...
     def set_workspace(self, address: int, bytes: int) -> None: ...
     def sq_norm(self, stream: int, covariance: str, scalars: Sequence[_Number], total: int, add: bool) -> None: ...
     def ascend(
-        self, stream: int, covariance: str, scalars: Sequence[_Number], rho: _Number, total: int, track: bool
+        self,
+        stream: int,
+        covariance: str,
+        scalars: Sequence[_Number],
+        rho: _Number,
+        total: int,
+        track: bool,
+        worst: float,
+        noise: float,
+        again: int,
     ) -> None: ...
     def descend(
         self,
         stream: int,
         base: str,
         options: Sequence[_Number],
-        preconditioner: str,
+        correction: str,
         scalars: Sequence[_Number],
         total: int,
         second: int,

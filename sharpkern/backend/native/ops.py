@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sharpkern.base import Number, Update
+from sharpkern.correction import Correction
 from sharpkern.covariance import Covariance
 from sharpkern.tensors import Tensors
 
@@ -110,6 +111,7 @@ class _Handle:
             "weight": t.weights,
             "saved": t.saved,
             "source": t.source,
+            "first": t.first,
             "fisher": t.fisher,
             "m": t.m,
             "v": t.v,
@@ -119,7 +121,7 @@ class _Handle:
                 self.table.set(row, _addresses(tensors))
         self.table.set_steps(t.steps.data_ptr())
         if t.draw is not None:
-            self.table.set_noise(t.draw.data_ptr(), t.seed, t.start)
+            self.table.set_noise(t.draw.data_ptr(), t.seed, t.start, t.stochastic)
         self.revision = -1
 
 
@@ -140,23 +142,42 @@ def sq_norm(t: Tensors, covariance: Covariance, total: Tensor, add: bool = False
     handle.table.sq_norm(handle.where(), covariance.kernel, covariance.scalars, total.data_ptr(), add)
 
 
-def ascend_(t: Tensors, covariance: Covariance, rho: Number, total: Tensor, track: bool) -> None:
-    """w0 ← w, w ← w + rho s g / sqrt(total)."""
+def ascend_(
+    t: Tensors,
+    covariance: Covariance,
+    rho: Number,
+    total: Tensor | None,
+    track: bool,
+    worst: float = 1.0,
+    noise: float = 0.0,
+    again: int | None = None,
+) -> None:
+    """w0 ← w, w ← w + rho (worst s g / sqrt(total) + noise sqrt(s) η)."""
     handle = _handle(t)
     handle.table.ascend(
-        handle.where(), covariance.kernel, covariance.scalars, handle.number(rho), total.data_ptr(), track
+        handle.where(),
+        covariance.kernel,
+        covariance.scalars,
+        handle.number(rho),
+        0 if total is None else total.data_ptr(),
+        track,
+        worst,
+        noise,
+        -1 if again is None else again,
     )
 
 
-def descend_(t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None) -> None:
+def descend_(t: Tensors, update: Update, correction: Correction | None, total: Tensor, second: Tensor | None) -> None:
     """w ← update(w0, g); without a gradient w ← w0."""
     handle = _handle(t)
+    if t.pairs is not None:
+        handle.table.set_pairs(t.pairs.data_ptr(), t.pairs.shape[1])
     handle.table.descend(
         handle.where(),
         update.kernel,
         [handle.number(x) for x in update.options],
-        "" if natural is None else natural.kernel,
-        () if natural is None else natural.scalars,
+        "" if correction is None else correction.kernel,
+        [] if correction is None else [handle.number(x) for x in correction.scalars],
         total.data_ptr(),
         0 if second is None else second.data_ptr(),
     )
