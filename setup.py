@@ -98,15 +98,17 @@ class NinjaBuild(build_ext):
         libs = ""
         if os.environ.get("SHARPKERN_CUDA") == "1":
             archs = ["80", "90", "100"]
-            flags = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -cudart static --fmad=false -Xfatbin -compress-all " + " ".join(
-                f"-gencode arch=compute_{a},code=sm_{a}" for a in archs
+            flags = (
+                "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -cudart static --fmad=false -Xfatbin -compress-all "
+                + " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in archs)
             )
             flags += f" -gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"
             cuda = [(f"cuda_{path.stem}.o", path, flags) for path in sorted((root / "cuda").glob("*.cu"))]
             units[0] = (*units[0][:2], units[0][2] + f' -DSHARPKERN_CUDA_ARCHITECTURES=\\"{",".join(archs)}\\"')
             units += cuda
             home = Path(
-                subprocess.run(["nvcc", "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
+                subprocess
+                .run(["nvcc", "--dryrun", "-c", "x.cu"], capture_output=True, text=True)
                 .stderr.split("_HERE_=")[1]
                 .split()[0]
             ).parent

@@ -51,7 +51,7 @@ from torch import Tensor
 from sharpkern import ops
 from sharpkern.backend import reference
 from sharpkern.base import SGD, Number, Update
-from sharpkern.covariance import Adaptive, Covariance, Identity
+from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity
 from sharpkern.tensors import Tensors
 
 FLAGS = (
@@ -278,6 +278,7 @@ class Pair:
                 t.saved = [torch.zeros_like(w) for w in t.weights]
             t.set_source()
             t.m = [torch.zeros(n) for n in sizes]
+            t.fisher = [torch.arange(n) % 2 * 2.0 + 1 for n in sizes]  # 1 and 3: 1/(1 + f) is exact
             if draw:
                 t.draw, t.seed = torch.tensor(41), 0x123456789ABCDEF
                 t.start = [0, *itertools.accumulate(-(-n // 8) * 8 for n in sizes[:-1])]
@@ -313,7 +314,8 @@ def test_masters_and_stochastic_rounding_are_the_references(
         pair.equal()
         assert not draw or pair.lists[0].draw == 42
         for backend, t in zip((kernels, reference), pair.lists, strict=True):
-            backend.descend_(t, SGD(2.0**-7, momentum=0.5), None, scalar(1.0), None)
+            for natural in (None, Fisher(1.0, "inverse", 1.0)):
+                backend.descend_(t, SGD(2.0**-7, momentum=0.5), natural, scalar(1.0), None)
         pair.equal()
         for backend, t in zip((kernels, reference), pair.lists, strict=True):
             backend.ascend_(t, Identity(), 2.0**-8, scalar(1.0), False)
