@@ -30,6 +30,7 @@ from cases import (
     scalar,
 )
 from compiled import CUDA, HOST, compiler, folder, run
+from conftest import USABLE
 from test_ops import (  # ruff: ignore[unused-import]  these run here too, with the backend below
     test_a_gradient_that_is_not_finite_changes_nothing,
     test_an_empty_tensor_counts_its_updates,
@@ -208,7 +209,7 @@ def test_a_step_is_three_launches(times: int, kernels: Kernels) -> None:
 
 def test_more_tensors_than_a_launch_takes(kernels: Kernels) -> None:
     """Each launch adds to the sum, and counts the steps of its own tensors."""
-    sizes = [1 + i % 9 for i in range(1500)]  # one launch takes 1351 of two lists
+    sizes = [1 + i % 9 for i in range(1500)]  # one launch takes 1352 of two lists
     case, alone = Lists("bf16", 42, sizes), Lists("bf16", 42, sizes)
     kernels.launches = 0
     total, *_ = whole_step(kernels, case)
@@ -372,3 +373,29 @@ def test_what_a_table_refuses(extension: ModuleType) -> None:
 def test_the_architectures_are_named(extension: ModuleType) -> None:
     assert extension.cuda_architectures() == ["80", "90", "100"]
     assert extension.CudaTable.workspace_bytes == 16 + 8 * 8192
+
+
+@pytest.mark.skipif(not USABLE["native"].usable, reason=str(USABLE["native"].why_not))
+@pytest.mark.parametrize(
+    ("compiled", "capability", "reason"),
+    [
+        ([], (9, 0), "SHARPKERN_CUDA=1"),
+        (["80", "90", "100"], None, "finds no NVIDIA GPU"),
+        (["80", "90", "100"], (7, 5), "compiled for sm_80, sm_90, sm_100, this GPU is sm_75"),
+        (["90"], (8, 9), "compiled for sm_90, this GPU is sm_89"),
+        (["80", "90", "100"], (8, 9), None),
+        (["80", "90", "100"], (9, 0), None),
+        (["80", "90"], (12, 0), None),
+    ],
+)
+def test_why_the_extension_cannot_run_on_a_gpu(
+    compiled: list[str], capability: tuple[int, int] | None, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sharpkern.backend.native import _kernels, why_not
+
+    monkeypatch.setattr(_kernels, "cuda_architectures", lambda: compiled)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    said = why_not(torch.device("cuda"))
+    assert said is None if reason is None else reason in str(said)
