@@ -99,7 +99,8 @@ class NinjaBuild(build_ext):
         if os.environ.get("SHARPKERN_CUDA") == "1":
             archs = ["80", "90", "100"]
             flags = (
-                "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -cudart static --fmad=false -Xfatbin -compress-all "
+                "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -cudart static --fmad=false"
+                + " -Xfatbin -compress-all "
                 + " ".join(f"-gencode arch=compute_{a},code=sm_{a}" for a in archs)
             )
             flags += f" -gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}"
