@@ -7,6 +7,10 @@
 #include "cpu/ops.h"
 #include "dlpack.h"
 
+#ifdef SHARPKERN_CUDA_ARCHITECTURES  // such as "80,90,100": what the CUDA kernels were compiled for
+#include "cuda/bind.h"
+#endif
+
 namespace py = pybind11;
 namespace dlpack = sharpkern::dlpack;
 using sharpkern::Table;
@@ -102,7 +106,7 @@ class Reader {
 }  // namespace
 
 PYBIND11_MODULE(_kernels, m) {
-  m.doc() = "sharpkern's CPU kernels: addresses, sizes and names of formulas in.";
+  m.doc() = "sharpkern's kernels: addresses, sizes and names of formulas in.";
   const auto free = py::call_guard<py::gil_scoped_release>();
   m.def("instruction_sets", &sharpkern::cpu::instruction_sets);
   m.def("advise_huge_pages", &advise_huge_pages, py::arg("address"), py::arg("bytes"));
@@ -143,4 +147,9 @@ PYBIND11_MODULE(_kernels, m) {
              sharpkern::cpu::restore(self.table, launch(self, threads), scalar(total));
            },
            free);
+#ifdef SHARPKERN_CUDA_ARCHITECTURES
+  sharpkern::cuda::bind(m, SHARPKERN_CUDA_ARCHITECTURES);
+#else
+  m.def("cuda_architectures", [] { return std::vector<std::string>(); });
+#endif
 }

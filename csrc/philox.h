@@ -35,7 +35,8 @@ SHARPKERN_INLINE Words philox(std::uint64_t seed, std::uint64_t group, std::uint
 constexpr std::uint64_t kRoundingGroup = 8;
 
 SHARPKERN_INLINE std::uint32_t rounding_bits(const Words& words, unsigned lane) {
-  return (words.x[lane >> 1] >> (16 * (lane & 1))) & 0xffffu;
+  const std::uint32_t low = lane < 2 ? words.x[0] : words.x[1], high = lane < 6 ? words.x[2] : words.x[3];
+  return ((lane < 4 ? low : high) >> (16 * (lane & 1))) & 0xffffu;  // no index: on a GPU it would put x in memory
 }
 
 SHARPKERN_INLINE std::uint32_t bits_of(float x) {

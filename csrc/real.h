@@ -4,6 +4,8 @@
 // that two object files share could be linked from the widest set into code that runs on the narrowest.
 #pragma once
 
+#include <cmath>
+
 #ifndef SHARPKERN_ISA
 #define SHARPKERN_ISA generic
 #endif
@@ -16,31 +18,33 @@
 
 namespace sharpkern::SHARPKERN_ISA {
 
+#if defined(__CUDACC__)
+SHARPKERN_INLINE float magnitude(float x) { return fabsf(x); }
+SHARPKERN_INLINE double magnitude(double x) { return fabs(x); }
+SHARPKERN_INLINE float root(float x) { return sqrtf(x); }
+SHARPKERN_INLINE double root(double x) { return sqrt(x); }
+#else
 SHARPKERN_INLINE float magnitude(float x) { return __builtin_fabsf(x); }
 SHARPKERN_INLINE double magnitude(double x) { return __builtin_fabs(x); }
-
 SHARPKERN_INLINE float root(float x) { return __builtin_sqrtf(x); }
 SHARPKERN_INLINE double root(double x) { return __builtin_sqrt(x); }
+#endif
 
 // a b + c rounded once where torch's kernels round once, twice on processors without the instruction, as there.
-SHARPKERN_INLINE float fused(float a, float b, float c) {
-#if defined(__FMA__) || defined(__CUDACC__)
-  return __builtin_fmaf(a, b, c);
+#if defined(__CUDACC__)
+SHARPKERN_INLINE float fused(float a, float b, float c) { return fmaf(a, b, c); }
+SHARPKERN_INLINE double fused(double a, double b, double c) { return fma(a, b, c); }
+#elif defined(__FMA__)
+SHARPKERN_INLINE float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+SHARPKERN_INLINE double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
 #else
-  return a * b + c;
+SHARPKERN_INLINE float fused(float a, float b, float c) { return a * b + c; }
+SHARPKERN_INLINE double fused(double a, double b, double c) { return a * b + c; }
 #endif
-}
-SHARPKERN_INLINE double fused(double a, double b, double c) {
-#if defined(__FMA__) || defined(__CUDACC__)
-  return __builtin_fma(a, b, c);
-#else
-  return a * b + c;
-#endif
-}
 
-// 1/x within 1 ulp (2 without FMA) for normal x below 2^125. A division would take longer than memory does to deliver its operands. The
-// integer difference negates the exponent and starts within 5.1 %; a Halley step cubes that error, a Newton step squares
-// what is left.
+// 1/x within 1 ulp (2 without FMA) for normal x below 2^125. On a CPU a division would take longer than memory does to
+// deliver its operands. The integer difference negates the exponent and starts within 5.1 %; a Halley step cubes that
+// error, a Newton step squares what is left.
 SHARPKERN_INLINE float reciprocal(float x) {
 #if defined(__CUDACC__)
   return 1.0f / x;

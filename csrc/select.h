@@ -21,7 +21,7 @@ using Preconditioners = List<Plain<R>, Natural<R>>;
 
 // Calls visit with the type in the list whose kName is name; false if there is none.
 template <class Visit, class... T>
-SHARPKERN_INLINE bool select(List<T...>, const char* name, Visit visit) {
+inline bool select(List<T...>, const char* name, Visit visit) {
   return ((std::strcmp(T::kName, name) == 0 ? (visit(static_cast<T*>(nullptr)), true) : false) || ...);
 }
 

@@ -10,6 +10,9 @@
 
 namespace sharpkern {
 
+// A base update takes at most so many numbers, prepared from its options and the updates done before.
+constexpr int kPreparedScalars = 8;
+
 enum class DType { f32, bf16, f16, f64 };
 
 inline std::size_t bytes(DType dtype) {

@@ -166,9 +166,12 @@ def exactly(x: Tensor, y: Tensor) -> bool:
 class Arena:
     """Views into one buffer, each misaligned by 1 to 7 elements, with canaries on both sides."""
 
+    offsets = range(1, 8)
+
     def __init__(self, sizes: Sequence[int], dtype: torch.dtype, draw: torch.Generator, finite: bool) -> None:
         starts, end = [], 0
-        for n, offset in zip(sizes, torch.randint(1, 8, (len(sizes),), generator=draw).tolist(), strict=True):
+        offsets = torch.randint(self.offsets.start, self.offsets.stop, (len(sizes),), generator=draw)
+        for n, offset in zip(sizes, offsets.tolist(), strict=True):
             starts.append(end // 64 * 64 + 128 + offset)
             end = starts[-1] + n
         self.buffer = torch.full((end + 64,), float("nan"), dtype=dtype, device=oracles.DEVICE)

@@ -20,8 +20,6 @@ struct Block {
   std::ptrdiff_t next;  // where the next chunk lies, in elements from this one; 0 where all is in the cache
 };
 
-constexpr int kPreparedScalars = 8;
-
 template <class R>
 struct Norm {
   R (*run)(const double* covariance, const Block<R>& block);

@@ -1,4 +1,4 @@
-"""The C++ extension: fused kernels on the CPU, one parallel region an op."""
+"""The C++ extension: fused kernels, one parallel region of the CPU or one launch of CUDA an op."""
 
 from sharpkern.backend.native.ops import ascend_, descend_, instruction_sets, restore_, sq_norm, why_not
 

@@ -1,4 +1,4 @@
-"""The C++ extension: fused kernels on the CPU, one parallel region an op.
+"""The C++ extension: fused kernels, one parallel region of the CPU or one launch of CUDA an op.
 
 The extension gets addresses and sizes; see `csrc/README.md`. A table of them is made once for a list of tensors and
 only the gradients' addresses change from step to step.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import platform
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,9 +35,30 @@ def why_not(device: torch.device, dtypes: Collection[torch.dtype] = ()) -> str |
         if sys.platform != "linux" or platform.machine() not in {"x86_64", "AMD64"}:
             return f"the extension is built on Linux x86-64 only, this is {sys.platform} {platform.machine()}"
         return f"the extension is not built ({_import_error}); install sharpkern again with a C++ compiler at hand"
+    if device.type == "cuda":
+        return _why_not_cuda(device)
     if device.type != "cpu":
-        return f"the extension has CPU kernels only, none for {device.type}"
+        return f"the extension has kernels for cpu and cuda, none for {device.type}"
     return None
+
+
+def _why_not_cuda(device: torch.device) -> str | None:
+    """Why the CUDA kernels cannot run on the device, or None."""
+    compiled = [int(name) for name in _kernels.cuda_architectures()]
+    if not compiled:
+        return (
+            "the extension is built without its CUDA kernels; install sharpkern again with SHARPKERN_CUDA=1 in the "
+            "environment and nvcc on the PATH"
+        )
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "this PyTorch finds no NVIDIA GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    here = 10 * major + minor
+    # what was compiled for a GPU runs on later ones of its generation; the newest is PTX too, which all later ones run
+    if here >= max(compiled) or any(name // 10 == major and name <= here for name in compiled):
+        return None
+    names = ", ".join(f"sm_{name}" for name in compiled)
+    return f"the extension's CUDA kernels are compiled for {names}, this GPU is sm_{here}"
 
 
 def instruction_sets() -> list[str]:
@@ -52,15 +74,38 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def _number(device: torch.device) -> Callable[[Number], float | tuple[int, bool]]:
+    """How CUDA kernels take a number: its value, or the address at which they read it and whether that is float64."""
+
+    def number(x: Number) -> float | tuple[int, bool]:
+        if not isinstance(x, Tensor) or x.device.type == "cpu":
+            return float(x)
+        wide = x.dtype == torch.float64
+        # a copy may be freed at once: its memory is reused in the order of the stream, after the launch
+        return x.detach().to(device, torch.float64 if wide else torch.float32).data_ptr(), wide
+
+    return number
+
+
 class _Handle:
-    """A table of the extension, and the revision of the gradients in it."""
+    """A table of the extension, how it is told where to run and takes numbers, and the gradients' revision in it."""
 
     def __init__(self, t: Tensors) -> None:
         numel = [w.numel() for w in t.weights]
-        streaming = sum(numel) * t.weights[0].element_size() >= STREAMING_BYTES
-        self.table = _kernels.Table(
-            numel, _name(t.dtype), _name(t.gradient_dtype), t.master, _kernels.instruction_sets()[0], streaming
-        )
+        names = _name(t.dtype), _name(t.gradient_dtype)
+        self.table: Any  # Table and CudaTable differ in how they take `where` and numbers, as the two attributes say
+        self.where: Callable[[], int]
+        self.number: Callable[[Number], Any]
+        if t.device.type == "cpu":
+            streaming = sum(numel) * t.weights[0].element_size() >= STREAMING_BYTES
+            self.table = _kernels.Table(numel, *names, t.master, _kernels.instruction_sets()[0], streaming)
+            self.where, self.number = torch.get_num_threads, float
+        else:
+            self.table = _kernels.CudaTable(numel, *names, t.master, t.weights[0].get_device())
+            self.workspace = torch.zeros(self.table.workspace_bytes, dtype=torch.uint8, device=t.device)
+            self.table.set_workspace(self.workspace.data_ptr(), self.workspace.nbytes)
+            device = t.device  # not t: it holds this handle, and a cycle would keep its memory
+            self.where, self.number = lambda: torch.cuda.current_stream(device).cuda_stream, _number(device)
         rows: dict[str, Sequence[Tensor | None]] = {
             "weight": t.weights,
             "saved": t.saved,
@@ -78,35 +123,38 @@ class _Handle:
         self.revision = -1
 
 
-def _table(t: Tensors) -> _kernels.Table:
-    """The table of the list, with the gradients as they stand."""
+def _handle(t: Tensors) -> _Handle:
+    """The handle of the list, with the gradients as they stand."""
     if t.handle is None:
         t.handle = _Handle(t)
     handle: _Handle = t.handle
     if handle.revision != t.revision:
         handle.table.set("gradient", t.gradient_addresses)
         handle.revision = t.revision
-    return handle.table
+    return handle
 
 
 def sq_norm(t: Tensors, covariance: Covariance, total: Tensor, add: bool = False) -> None:
     """total ← Σ s g², or with `add` total + Σ s g²."""
-    _table(t).sq_norm(torch.get_num_threads(), covariance.kernel, covariance.scalars, total.data_ptr(), add)
+    handle = _handle(t)
+    handle.table.sq_norm(handle.where(), covariance.kernel, covariance.scalars, total.data_ptr(), add)
 
 
 def ascend_(t: Tensors, covariance: Covariance, rho: Number, total: Tensor, track: bool) -> None:
     """w0 ← w, w ← w + rho s g / sqrt(total)."""
-    _table(t).ascend(
-        torch.get_num_threads(), covariance.kernel, covariance.scalars, float(rho), total.data_ptr(), track
+    handle = _handle(t)
+    handle.table.ascend(
+        handle.where(), covariance.kernel, covariance.scalars, handle.number(rho), total.data_ptr(), track
     )
 
 
 def descend_(t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None) -> None:
     """w ← update(w0, g); without a gradient w ← w0."""
-    _table(t).descend(
-        torch.get_num_threads(),
+    handle = _handle(t)
+    handle.table.descend(
+        handle.where(),
         update.kernel,
-        [float(x) for x in update.options],
+        [handle.number(x) for x in update.options],
         "" if natural is None else natural.kernel,
         () if natural is None else natural.scalars,
         total.data_ptr(),
@@ -116,4 +164,5 @@ def descend_(t: Tensors, update: Update, natural: Covariance | None, total: Tens
 
 def restore_(t: Tensors, total: Tensor) -> None:
     """w ← w0."""
-    _table(t).restore(torch.get_num_threads(), total.data_ptr())
+    handle = _handle(t)
+    handle.table.restore(handle.where(), total.data_ptr())

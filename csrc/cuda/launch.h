@@ -1,0 +1,50 @@
+// What a kernel gets, by value: nothing has to be copied to the device before a launch, or to outlive a captured graph.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "partition.h"
+
+namespace sharpkern::cuda {
+
+// A number: the value, or where it lies on the device, as float32 or (wide) float64.
+struct Scalar {
+  double value;
+  const void* address;
+  bool wide;
+};
+
+constexpr int kBaseScalars = 6, kCovarianceScalars = 3;
+
+struct Header {
+  Scalar base[kBaseScalars];  // rho, or the options of the base update
+  Scalar covariance[kCovarianceScalars];
+  double* total;
+  const double* second;
+  float* steps;
+  std::int64_t* draw;
+  std::uint64_t seed;
+  unsigned* arrived;  // blocks that are done, zero between launches
+  double* partial;
+  std::int64_t chunks, per_block;
+  int tensors;
+  bool add, track, master, natural, final;
+};
+
+// 4 KB for few tensors, and what CUDA takes since 12.1 for many: a launch gets slower as its arguments grow.
+constexpr int kSmall = 4096, kLarge = 32760;
+
+// After the header come one extent a tensor and the end, then the rows of the op, one address a tensor each.
+template <int kBytes>
+struct Launch : Header {
+  static constexpr int kWords = int((kBytes - sizeof(Header)) / sizeof(Word));
+  Word word[kWords];
+
+  static int capacity(int rows) { return (kWords - 1) / (rows + 1); }
+  SHARPKERN_INLINE Word& at(int row, int tensor) { return word[(row + 1) * tensors + 1 + tensor]; }
+  SHARPKERN_INLINE Word at(int row, int tensor) const { return word[(row + 1) * tensors + 1 + tensor]; }
+};
+static_assert(sizeof(Launch<kSmall>) <= 4096 && sizeof(Launch<kLarge>) <= 32764);
+
+}  // namespace sharpkern::cuda

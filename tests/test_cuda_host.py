@@ -1,0 +1,401 @@
+"""The CUDA kernels without a GPU: the same sources, compiled for the host, a fiber a thread (`cuda_host/`).
+
+The whole contract of the ops runs on them, and what only launches have: alignment, tickets, several launches. Not shown
+here: races between blocks that really run at once, the order in which memory becomes visible, speed, and whatever nvcc
+and the GPU make of the sources (`test_nvcc.py` looks at registers and loads).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sysconfig
+from collections.abc import Collection, Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import cases
+import pytest
+import torch
+from cases import (
+    COVARIANCES,
+    NATURAL,
+    UPDATES,
+    Arena,
+    Lists,
+    check_ascend,
+    check_descend,
+    check_sq_norm,
+    exactly,
+    scalar,
+)
+from compiled import CUDA, HOST, compiler, folder, run
+from conftest import USABLE
+from test_ops import (  # ruff: ignore[unused-import]  these run here too, with the backend below
+    test_a_gradient_that_is_not_finite_changes_nothing,
+    test_an_empty_tensor_counts_its_updates,
+    test_an_infinite_weight_stays_without_decay,
+    test_ascend,
+    test_descend,
+    test_many_tensors_in_one_list,
+    test_missing_gradients,
+    test_no_update_where_the_first_sum_is_not_finite,
+    test_only_the_way_back_where_the_second_sum_is_not_finite,
+    test_sq_norm,
+    test_the_copy_and_the_way_back_keep_every_bit,
+    test_the_fisher_diagonal_stays_without_track,
+    test_the_norm_is_repeatable,
+    test_weights_keep_their_bits_at_scale_zero,
+)
+from torch import Tensor
+
+from sharpkern import ops
+from sharpkern.backend import reference
+from sharpkern.base import SGD, Number, Update
+from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity
+from sharpkern.tensors import Tensors
+
+FLAGS = (
+    "-std=c++17 -O1 -fPIC -ffp-contract=off -fvisibility=hidden -U_FORTIFY_SOURCE"  # which dislikes a jump to a fiber
+    f" -Wno-unknown-pragmas -I {HOST} -include cuda_runtime.h"
+)
+SIZES = (0, 1, 3, 4, 7, 8, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097)
+
+
+@pytest.fixture(scope="session")
+def extension(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The CUDA half of the extension, on the host."""
+    pybind11 = pytest.importorskip("pybind11")
+    include = ["-isystem", pybind11.get_include(), "-isystem", sysconfig.get_paths()["include"]]
+    cxx = [compiler(), *FLAGS.split(), *include]
+    built = folder(pytestconfig, tmp_path_factory, cxx)
+    library = built / f"_cuda_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not library.exists():
+        sources = [*CUDA, HOST / "module.cpp"]
+        objects = [str(built / f"{source.stem}.o") for source in sources]
+        run(*([*cxx, "-x", "c++", "-c", str(s), "-o", o] for s, o in zip(sources, objects, strict=True)))
+        run([cxx[0], "-shared", *objects, "-o", str(library)])
+    spec = importlib.util.spec_from_file_location("_cuda_host", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Kernels:
+    """The ops of the CUDA kernels on host memory."""
+
+    def __init__(self, extension: ModuleType, partials: int = 8192) -> None:
+        self.extension, self.launches, self.partials = extension, 0, partials
+
+    def why_not(self, device: torch.device, dtypes: Collection[torch.dtype] = ()) -> str | None:
+        """It runs on host memory."""
+        return None if device.type == "cpu" else f"not on {device.type}"
+
+    def table(self, t: Tensors) -> Any:
+        """A table with all that is known of the list, and a workspace of its own."""
+        names = [str(dtype).removeprefix("torch.") for dtype in (t.dtype, t.gradient_dtype)]
+        table = self.extension.CudaTable([w.numel() for w in t.weights], *names, t.master, 0)
+        rows = {"weight": t.weights, "saved": t.saved, "source": t.source, "fisher": t.fisher, "m": t.m, "v": t.v}
+        for row, tensors in rows.items():
+            if tensors:
+                table.set(row, [0 if x is None else x.data_ptr() for x in tensors])
+        table.set("gradient", t.gradient_addresses)
+        table.set_steps(t.steps.data_ptr())
+        if t.draw is not None:
+            table.set_noise(t.draw.data_ptr(), t.seed, t.start)
+        self.workspace = torch.zeros(2 + self.partials, dtype=torch.float64)
+        table.set_workspace(self.workspace.data_ptr(), self.workspace.nbytes)
+        return table
+
+    def _done(self, table: Any) -> None:
+        self.launches += table.launches
+        assert self.workspace[0].view(torch.int64) == 0, "the counter is not back at 0"
+
+    def _number(self, x: Number) -> float | tuple[int, bool]:
+        return (x.data_ptr(), x.dtype == torch.float64) if isinstance(x, Tensor) else x
+
+    def sq_norm(self, t: Tensors, covariance: Covariance, total: Tensor, add: bool = False) -> None:
+        """total ← Σ s g², or with `add` total + Σ s g²."""
+        table = self.table(t)
+        table.sq_norm(0, covariance.kernel, covariance.scalars, total.data_ptr(), add)
+        self._done(table)
+
+    def ascend_(self, t: Tensors, covariance: Covariance, rho: Number, total: Tensor, track: bool) -> None:
+        """w0 ← w, w ← w + rho s g / sqrt(total)."""
+        table = self.table(t)
+        table.ascend(0, covariance.kernel, covariance.scalars, self._number(rho), total.data_ptr(), track)
+        self._done(table)
+
+    def descend_(
+        self, t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None
+    ) -> None:
+        """w ← update(w0, g)."""
+        table, formula = self.table(t), (natural.kernel, natural.scalars) if natural else ("", ())
+        sums = total.data_ptr(), 0 if second is None else second.data_ptr()
+        table.descend(0, update.kernel, [self._number(x) for x in update.options], *formula, *sums)
+        self._done(table)
+
+    def restore_(self, t: Tensors, total: Tensor) -> None:
+        """w ← w0."""
+        table = self.table(t)
+        table.restore(0, total.data_ptr())
+        self._done(table)
+
+
+@pytest.fixture(params=["aligned", "misaligned"])
+def kernels(request: pytest.FixtureRequest, extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Kernels:
+    """The ops, with all tensors at 16-byte boundaries or none."""
+    if request.param == "aligned":
+        monkeypatch.setattr(Arena, "offsets", range(1))
+    return Kernels(extension)
+
+
+@pytest.fixture
+def backend(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What the tests of the contract run on."""
+    monkeypatch.setattr(ops, "load", lambda name: kernels)
+    return "cuda on the host"
+
+
+@pytest.fixture(autouse=True)
+def one_thread(extension: ModuleType) -> Iterator[None]:
+    """The wanted values are computed on one thread; threads of a block are shuffled, but the same way every time."""
+    torch.set_num_threads(1)
+    extension.shuffle(7)
+    yield
+    extension.shuffle(0)
+
+
+def test_the_emulation_notices(extension: ModuleType) -> None:
+    assert extension.faults() == ["threads wait at different barriers", "a misaligned vector is read"]
+
+
+# The order of threads and blocks, the number of launches ----------------------------------------------------------
+
+
+AVERAGE = COVARIANCES["additive-average"][0]
+ADAMW = UPDATES["adamw"][0](**UPDATES["adamw"][2])
+
+
+def whole_step(kernels: Kernels, case: Lists) -> list[Tensor]:
+    """All three ops of a step; the sum, the steps, and every row of the list."""
+    total = scalar(0.0)
+    kernels.sq_norm(case.t, AVERAGE, total)
+    kernels.ascend_(case.t, AVERAGE, 0.5, total, True)
+    kernels.descend_(case.t, ADAMW, NATURAL["inverse"][0], total, total)
+    assert case.changed() <= {"weight", "saved", "fisher", "m", "v", "steps"}
+    return [total, case.t.steps, *(arena.flat() for arena in case.arenas.values())]
+
+
+@pytest.mark.parametrize("dtypes", cases.DTYPES)
+def test_every_order_of_threads_and_blocks_gives_the_same_bits(
+    dtypes: str, kernels: Kernels, extension: ModuleType
+) -> None:
+    results = []
+    for seed in (0, 1, 2, 3):
+        extension.shuffle(seed)
+        results.append(whole_step(kernels, Lists(dtypes, 40, (*SIZES, 65537))))
+    for one, *others in zip(*results, strict=True):
+        assert all(exactly(one, other) for other in others)
+
+
+@pytest.mark.parametrize("times", [1, 10])
+def test_a_step_is_three_launches(times: int, kernels: Kernels) -> None:
+    whole_step(kernels, Lists("f32", 41, SIZES * times))
+    assert kernels.launches == 3
+
+
+def test_more_tensors_than_a_launch_takes(kernels: Kernels) -> None:
+    """Each launch adds to the sum, and counts the steps of its own tensors."""
+    sizes = [1 + i % 9 for i in range(1500)]  # one launch takes 1352 of two lists
+    case, alone = Lists("bf16", 42, sizes), Lists("bf16", 42, sizes)
+    kernels.launches = 0
+    total, *_ = whole_step(kernels, case)
+    assert kernels.launches == 2 + 2 + 3
+    assert case.t.steps.tolist() == [step + 1 for step in case.steps]
+    sums = scalar(0.0)
+    for t, step in zip(alone.alone(), alone.steps, strict=True):
+        t.steps.fill_(step)
+        kernels.sq_norm(t, AVERAGE, sums, add=True)
+        kernels.ascend_(t, AVERAGE, 0.5, total, True)
+        kernels.descend_(t, ADAMW, NATURAL["inverse"][0], total, total)
+    torch.testing.assert_close(total, sums, rtol=1e-12, atol=0.0)
+    for row, arena in case.arenas.items():
+        assert exactly(arena.flat(), alone.arenas[row].flat()), row
+
+
+def test_a_block_sums_several_chunks_where_room_is_short(extension: ModuleType) -> None:
+    for partials in (1, 2, 3, 7):
+        check_sq_norm(Kernels(extension, partials), "inverse-average", "bf16-f32", (*SIZES, 65537))
+
+
+def test_a_launch_takes_as_many_tensors_as_it_says(kernels: Kernels) -> None:
+    for tensors, launches in ((2000, 1), (2040, 2)):
+        kernels.launches = 0
+        kernels.sq_norm(Lists("f32", 43, [1] * tensors).t, Identity(), scalar(0.0))
+        assert kernels.launches == launches
+
+
+# Dtypes, masters, stochastic rounding, scalars --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("formula", ["adaptive", "additive-average"])
+def test_float16_gradients_of_float32_weights(formula: str, kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cases.DTYPES, "f32-f16", (torch.float32, torch.float16))
+    check_sq_norm(kernels, formula, "f32-f16", SIZES)
+    check_ascend(kernels, formula, "f32-f16", SIZES)
+    for update in ("nesterov", "adam"):
+        check_descend(kernels, update, "inverse", "f32-f16", SIZES)
+
+
+def short(sizes: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
+    """Random tensors whose products with powers of 2 and sums are exact in float32."""
+    return [(torch.randint(-127, 128, (n,)) / 64).to(dtype) for n in sizes]
+
+
+class Pair:
+    """Two equal lists with masters, or with the draws of stochastic rounding: for the kernels and for the reference."""
+
+    def __init__(self, weight: torch.dtype, gradient: torch.dtype, *, master: bool, draw: bool, offset: int) -> None:
+        sizes = SIZES
+        weights, gradients = short(sizes, torch.float32), short(sizes, gradient)
+        rest = [torch.rand(n) * 2.0**-9 for n in sizes]
+        self.lists = []
+        for _ in range(2):
+            params = []
+            for w, g in zip(weights, gradients, strict=True):
+                p = torch.nn.Parameter(torch.cat([torch.zeros(offset), w]).to(weight)[offset:])
+                p.grad_dtype = gradient
+                p.grad = g.clone()
+                params.append(p)
+            params[3].grad = None
+            t = Tensors(params, 0, master)
+            t.read_gradients()
+            if master:
+                t.saved = [(w.float() + r).contiguous() for w, r in zip(t.weights, rest, strict=True)]
+            else:
+                t.saved = [torch.zeros_like(w) for w in t.weights]
+            t.set_source()
+            t.m = [torch.zeros(n) for n in sizes]
+            t.fisher = [torch.arange(n) % 2 * 2.0 + 1 for n in sizes]  # 1 and 3: 1/(1 + f) is exact
+            if draw:
+                t.draw, t.seed = torch.tensor(41), 0x123456789ABCDEF
+                t.start = [0, *itertools.accumulate(-(-n // 8) * 8 for n in sizes[:-1])]
+            self.lists.append(t)
+
+    def equal(self) -> None:
+        """All that the ops write is equal bit for bit."""
+        one, other = self.lists
+        for x, y in zip(one.weights + one.saved + one.m, other.weights + other.saved + other.m, strict=True):
+            assert x is not None
+            assert y is not None
+            assert exactly(x, y)
+        assert torch.equal(one.steps, other.steps)
+        assert one.draw == other.draw
+
+
+@pytest.mark.parametrize("gradient", ["own", "float32"])
+@pytest.mark.parametrize("weight", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("draw", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("master", [False, True], ids=["copy", "master"])
+def test_masters_and_stochastic_rounding_are_the_references(
+    master: bool, draw: bool, weight: torch.dtype, gradient: str, extension: ModuleType
+) -> None:
+    kernels = Kernels(extension)
+    for offset in (0, 3):
+        pair = Pair(weight, weight if gradient == "own" else torch.float32, master=master, draw=draw, offset=offset)
+        sums = [scalar(0.0), scalar(0.0)]
+        for backend, t, total in zip((kernels, reference), pair.lists, sums, strict=True):
+            backend.sq_norm(t, Adaptive(0.25), total)
+            for track in (True, False):
+                backend.ascend_(t, Identity(), 2.0**-8, scalar(1.0), track)
+        assert sums[0].item() == pytest.approx(sums[1].item(), rel=1e-6)
+        pair.equal()
+        assert not draw or pair.lists[0].draw == 42
+        for backend, t in zip((kernels, reference), pair.lists, strict=True):
+            for natural in (None, Fisher(1.0, "inverse", 1.0)):
+                backend.descend_(t, SGD(2.0**-7, momentum=0.5), natural, scalar(1.0), None)
+        pair.equal()
+        for backend, t in zip((kernels, reference), pair.lists, strict=True):
+            backend.ascend_(t, Identity(), 2.0**-8, scalar(1.0), False)
+            backend.restore_(t, scalar(1.0))
+        pair.equal()
+
+
+def test_no_draw_is_counted_where_the_sum_is_not_finite(extension: ModuleType) -> None:
+    t = Pair(torch.bfloat16, torch.bfloat16, master=False, draw=True, offset=0).lists[0]
+    Kernels(extension).ascend_(t, Identity(), 0.5, scalar(float("nan")), True)
+    assert t.draw == 41
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_scalars_are_read_where_they_lie(dtype: torch.dtype, kernels: Kernels) -> None:
+    number = torch.tensor(0.1, dtype=dtype)
+    cases_ = []
+    for x in (number, number.item()):
+        case = Lists("f32", 44, SIZES)
+        kernels.ascend_(case.t, Identity(), x, scalar(1.3), True)
+        for update in (SGD(x, momentum=0.9), UPDATES["adamw"][0](**{**UPDATES["adamw"][2], "lr": x})):
+            kernels.descend_(case.t, update, None, scalar(1.0), None)
+        cases_.append(case)
+    for row, arena in cases_[0].arenas.items():
+        assert exactly(arena.flat(), cases_[1].arenas[row].flat()), row
+
+
+# What is refused --------------------------------------------------------------------------------------------------
+
+
+def test_what_a_table_refuses(extension: ModuleType) -> None:
+    def table(weight: str = "float32", gradient: str = "float32", workspace: bool = True) -> Any:
+        made = extension.CudaTable([3], weight, gradient, False, 0)
+        if workspace:
+            made.set_workspace(memory.data_ptr(), memory.nbytes)
+        return made
+
+    memory, total = torch.zeros(10, dtype=torch.float64), scalar(1.0).data_ptr()
+    for call, message in (
+        (lambda: table("bfloat16", "float16").sq_norm(0, "adaptive", (0.0,), total, False), "bfloat16 and float16"),
+        (lambda: table().sq_norm(0, "no such", (), total, False), "no formula no such"),
+        (lambda: table().ascend(0, "identity", [0.0] * 4, 0.1, total, False), "more scalars"),
+        (lambda: table().descend(0, "sgd", [0.0] * 5, "no such", (), total, 0), "no formula no such"),
+        (lambda: table(workspace=False).restore(0, total), "set_workspace comes first"),
+        (lambda: table().set_workspace(memory.data_ptr(), 16), "more bytes"),
+        (lambda: table().set_workspace(memory.data_ptr() + 8, 64), "multiple of 16"),
+        (lambda: table("int8"), "no kernel for dtype int8"),
+        (lambda: extension.CudaTable([], "float32", "float32", False, 0), "at least one tensor"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_the_architectures_are_named(extension: ModuleType) -> None:
+    assert extension.cuda_architectures() == ["80", "90", "100"]
+    assert extension.CudaTable.workspace_bytes == 16 + 8 * 8192
+
+
+@pytest.mark.skipif(not USABLE["native"].usable, reason=str(USABLE["native"].why_not))
+@pytest.mark.parametrize(
+    ("compiled", "capability", "reason"),
+    [
+        ([], (9, 0), "SHARPKERN_CUDA=1"),
+        (["80", "90", "100"], None, "finds no NVIDIA GPU"),
+        (["80", "90", "100"], (7, 5), "compiled for sm_80, sm_90, sm_100, this GPU is sm_75"),
+        (["90"], (8, 9), "compiled for sm_90, this GPU is sm_89"),
+        (["80", "90", "100"], (8, 9), None),
+        (["80", "90", "100"], (9, 0), None),
+        (["80", "90"], (12, 0), None),
+    ],
+)
+def test_why_the_extension_cannot_run_on_a_gpu(
+    compiled: list[str], capability: tuple[int, int] | None, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sharpkern.backend.native import _kernels, why_not
+
+    monkeypatch.setattr(_kernels, "cuda_architectures", lambda: compiled)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    said = why_not(torch.device("cuda"))
+    assert said is None if reason is None else reason in str(said)
