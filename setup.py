@@ -147,11 +147,13 @@ class NinjaBuild(build_ext):
         import pybind11
 
         cxx = compiler()
-        folder = Path(self.build_temp).resolve()
+        here = Path(__file__).resolve().parent
+        # not self.build_temp, which pip makes anew each time: what is up to date need not be compiled again
+        folder = here / "build" / f"native-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        root = Path(__file__).resolve().parent / "csrc"
+        root = here / "csrc"
         include = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
         cuda, linker, defines, units = nvcc(), f"{shlex.join(cxx)} -shared -fopenmp", "", []
         if cuda:

@@ -112,7 +112,12 @@ class Toolkit:
 
     def __init__(self, folder: Path, release: str) -> None:
         self.notes = folder / "asked.txt"
-        self.environment = {"CUDA_HOME": str(folder), "PYTHONPATH": "", "TORCH_CUDA_ARCH_LIST": ""}
+        self.environment = {
+            "CUDA_HOME": str(folder),
+            "PYTHONPATH": "",
+            "SHARPKERN_CUDA": "auto",
+            "TORCH_CUDA_ARCH_LIST": "",
+        }
         nvcc = folder / "bin/nvcc"
         nvcc.parent.mkdir()
         nvcc.write_text(NVCC.format(notes=self.notes, release=release))
