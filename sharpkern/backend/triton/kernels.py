@@ -52,10 +52,10 @@ def _is_finite(x):
 
 
 @triton.jit
-def _at(address, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+def _at(address, TYPE: tl.constexpr, V: tl.constexpr, cut: tl.constexpr):
     pointer = address.to(tl.pointer_type(TYPE))
-    if ALIGNED:
-        pointer = tl.multiple_of(pointer, 16)
+    if cut == 1:
+        pointer = tl.multiple_of(pointer, min(16, V * TYPE.primitive_bitwidth // 8))
     return pointer
 
 
@@ -87,7 +87,7 @@ def sq_norm(
 ):  # fmt: skip
     """total ← Σ s g², or with ADD total + Σ s g²: float32 in a program, float64 over programs, in their order."""
     program = tl.program_id(0)
-    sums = tl.zeros([CHUNK], tl.float32)
+    sums, rest = tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK // 4], tl.float32)
     for chunk in range(program * share, tl.minimum(chunks, (program + 1) * share)):
         tensor = _get(table, count, MAP, chunk)
         g = tl.load(gradients + tensor)
@@ -98,20 +98,23 @@ def sq_norm(
             if STATE:
                 f = _get(table, count, FISHER, tensor)
             first, whole, end = _split(table, count, tensor, chunk, g | w | f, V, CHUNK)
-            for cut in tl.static_range(1, 3):  # both in blocks of a chunk, so that they add to the same sums
+            for cut in tl.static_range(1, 5, 3):
                 limit = whole if cut == 1 else end
-                for j in range(first if cut == 1 else tl.maximum(first, whole), tl.minimum(limit, end), CHUNK):
-                    i = j + tl.arange(0, CHUNK)
+                for j in range(first if cut == 1 else tl.maximum(first, whole), tl.minimum(limit, end), CHUNK // cut):
+                    i = j + tl.arange(0, CHUNK // cut)
                     inside = i < limit
-                    gradient = tl.load(_at(g, G, cut == 1) + i, inside, 0.0).to(tl.float32)
+                    gradient = tl.load(_at(g, G, V, cut) + i, inside, 0.0).to(tl.float32)
                     weight, fisher = gradient, gradient
                     if READS_W:
-                        weight = tl.load(_at(w, W, cut == 1) + i, inside, 0.0).to(tl.float32)
+                        weight = tl.load(_at(w, W, V, cut) + i, inside, 0.0).to(tl.float32)
                     if STATE:
-                        fisher = tl.load(_at(f, tl.float32, cut == 1) + i, inside, 0.0)
+                        fisher = tl.load(_at(f, tl.float32, V, cut) + i, inside, 0.0)
                     s, fisher = COVARIANCE(weight, gradient, fisher, scalars)
-                    sums = tl.where(inside, tl.fma(s, gradient * gradient, sums), sums)
-    tl.store(partials + program, tl.sum(sums).to(tl.float64))
+                    if cut == 1:
+                        sums = tl.where(inside, tl.fma(s, gradient * gradient, sums), sums)
+                    else:
+                        rest = tl.where(inside, tl.fma(s, gradient * gradient, rest), rest)
+    tl.store(partials + program, (tl.sum(sums) + tl.sum(rest)).to(tl.float64))
     if _is_last(table):
         parts = tl.zeros([FOLD], tl.float64)
         for j in range(0, tl.num_programs(0), FOLD):
@@ -149,25 +152,25 @@ def ascend(
                 for j in range(first if cut == 1 else tl.maximum(first, whole), tl.minimum(limit, end), CHUNK // cut):
                     i = j + tl.arange(0, CHUNK // cut)
                     inside = i < limit
-                    gradient = tl.load(_at(g, G, cut == 1) + i, inside, 0.0).to(tl.float32)
+                    gradient = tl.load(_at(g, G, V, cut) + i, inside, 0.0).to(tl.float32)
                     if MASTER:
-                        exact = tl.load(_at(w0, tl.float32, cut == 1) + i, inside, 0.0)
+                        exact = tl.load(_at(w0, tl.float32, V, cut) + i, inside, 0.0)
                     else:
-                        weight = tl.load(_at(w, W, cut == 1) + i, inside, 0.0)
-                        tl.store(_at(w0, W, cut == 1) + i, weight, inside)
+                        weight = tl.load(_at(w, W, V, cut) + i, inside, 0.0)
+                        tl.store(_at(w0, W, V, cut) + i, weight, inside)
                         exact = weight.to(tl.float32)
                     fisher = gradient
                     if STATE:
-                        fisher = tl.load(_at(f, tl.float32, cut == 1) + i, inside, 0.0)
+                        fisher = tl.load(_at(f, tl.float32, V, cut) + i, inside, 0.0)
                     s, fisher = COVARIANCE(exact, gradient, fisher, scalars)
                     if STATE and TRACK:
-                        tl.store(_at(f, tl.float32, cut == 1) + i, fisher, inside)
+                        tl.store(_at(f, tl.float32, V, cut) + i, fisher, inside)
                     moved = tl.fma(scale, s * gradient, exact)
                     if ROUND:
                         start = _get(table, count, START, tensor) + j
                         moved = stochastic(moved, rounding_bits(table + 1, draw, start, CHUNK // cut), W)
                     if scale != 0:  # w + 0 would turn -0 into 0
-                        tl.store(_at(w, W, cut == 1) + i, moved.to(W), inside)
+                        tl.store(_at(w, W, V, cut) + i, moved.to(W), inside)
         if ROUND and TRACK:
             if _is_last(table):
                 tl.store(draws, draw + 1)
@@ -185,8 +188,8 @@ def _give_back(
             limit = whole if cut == 1 else end
             for j in range(first if cut == 1 else tl.maximum(first, whole), tl.minimum(limit, end), CHUNK // cut):
                 i = j + tl.arange(0, CHUNK // cut)
-                exact = tl.load(_at(w0, tl.float32 if MASTER else W, cut == 1) + i, i < limit)
-                tl.store(_at(w, W, cut == 1) + i, exact.to(W), i < limit)
+                exact = tl.load(_at(w0, tl.float32 if MASTER else W, V, cut) + i, i < limit)
+                tl.store(_at(w, W, V, cut) + i, exact.to(W), i < limit)
 
 
 @triton.jit(do_not_specialize=["table", "total", "count"])
@@ -230,26 +233,26 @@ def descend(
                 for j in range(first if cut == 1 else tl.maximum(first, whole), tl.minimum(limit, end), CHUNK // cut):
                     i = j + tl.arange(0, CHUNK // cut)
                     inside = i < limit
-                    gradient = tl.load(_at(g, G, cut == 1) + i, inside, 0.0).to(tl.float32)
-                    exact = tl.load(_at(w0, tl.float32 if MASTER else W, cut == 1) + i, inside, 0.0).to(tl.float32)
+                    gradient = tl.load(_at(g, G, V, cut) + i, inside, 0.0).to(tl.float32)
+                    exact = tl.load(_at(w0, tl.float32 if MASTER else W, V, cut) + i, inside, 0.0).to(tl.float32)
                     first_moment, second_moment = gradient, gradient
                     if NATURAL is not None:
-                        fisher = tl.load(_at(f, tl.float32, cut == 1) + i, inside, 0.0)
+                        fisher = tl.load(_at(f, tl.float32, V, cut) + i, inside, 0.0)
                         gradient = NATURAL(fisher, scalars) * gradient
                     if STATES > 0:
-                        first_moment = tl.load(_at(m, tl.float32, cut == 1) + i, inside, 0.0)
+                        first_moment = tl.load(_at(m, tl.float32, V, cut) + i, inside, 0.0)
                     if STATES > 1:
-                        second_moment = tl.load(_at(v, tl.float32, cut == 1) + i, inside, 0.0)
+                        second_moment = tl.load(_at(v, tl.float32, V, cut) + i, inside, 0.0)
                     new, first_moment, second_moment = UPDATE(
                         exact, gradient, first_moment, second_moment, step, rate, options
                     )
                     if STATES > 0:
-                        tl.store(_at(m, tl.float32, cut == 1) + i, first_moment, inside)
+                        tl.store(_at(m, tl.float32, V, cut) + i, first_moment, inside)
                     if STATES > 1:
-                        tl.store(_at(v, tl.float32, cut == 1) + i, second_moment, inside)
+                        tl.store(_at(v, tl.float32, V, cut) + i, second_moment, inside)
                     if MASTER:
-                        tl.store(_at(w0, tl.float32, cut == 1) + i, new, inside)
-                    tl.store(_at(w, W, cut == 1) + i, new.to(W), inside)
+                        tl.store(_at(w0, tl.float32, V, cut) + i, new, inside)
+                    tl.store(_at(w, W, V, cut) + i, new.to(W), inside)
         else:
             _give_back(table, count, tensor, chunk, W, MASTER, V, CHUNK)
         if update:

@@ -15,14 +15,16 @@ _ROUNDING = tl.constexpr(ROUNDING)
 @triton.jit
 def rounding_bits(key, draw, first, SIZE: tl.constexpr):
     """16 random bits for each of SIZE elements from `first` on, a multiple of 8; one counter serves 8 elements."""
-    group = first // _GROUP + tl.arange(0, SIZE // _GROUP)
+    i = tl.arange(0, SIZE)
+    # a thread that holds the 8 elements of a counter sees 8 times the same number here and computes it once
+    group = first // _GROUP + i // _GROUP
     c0, c1 = group.to(tl.uint32), (group >> 32).to(tl.uint32)
     c2, c3 = c0 * 0 + draw.to(tl.uint32), c0 * 0 + _ROUNDING
     k0, k1 = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
     x0, x1, x2, x3 = tl.philox_impl(c0, c1, c2, c3, k0, k1, 10)
-    low = tl.join(tl.join(x0 & 0xFFFF, x2 & 0xFFFF), tl.join(x1 & 0xFFFF, x3 & 0xFFFF))
-    high = tl.join(tl.join(x0 >> 16, x2 >> 16), tl.join(x1 >> 16, x3 >> 16))
-    return tl.join(low, high).reshape(SIZE)
+    lane = i % _GROUP
+    word = tl.where(lane < 4, tl.where(lane < 2, x0, x1), tl.where(lane < 6, x2, x3))
+    return (word >> (lane % 2 * 16).to(tl.uint32)) & 0xFFFF
 
 
 @triton.jit
