@@ -24,7 +24,7 @@ KEPT = 4  # tables of gradients a list
 OPTIONS = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}  # fused is what the formulas fuse
 
 
-def launch(device: torch.device, kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
+def run(device: torch.device, kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
     """Launches a kernel on the current stream of a device."""
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
@@ -33,10 +33,15 @@ def launch(device: torch.device, kernel: Any, programs: int, *args: Any, **const
         kernel[(programs,)](*args, **constants, **OPTIONS)
 
 
+def arguments(words: Sequence[int]) -> tuple[int, ...]:
+    """Up to WORDS words as `kernels.write` takes them."""
+    return tuple(2 * word + kernels.BIAS.value for word in words) + (kernels.BIAS.value,) * (WORDS - len(words))
+
+
 def _write(table: Tensor, words: Sequence[int]) -> None:
     for first in range(0, len(words), WORDS):
-        part = tuple(words[first : first + WORDS])
-        launch(table.device, kernels.write, 1, table, first, len(part), part + (0,) * (WORDS - len(part)))
+        part = words[first : first + WORDS]
+        run(table.device, kernels.write, 1, table, first, len(part), arguments(part))
 
 
 def _addresses(tensors: Sequence[Tensor | None], count: int) -> list[int]:

@@ -22,13 +22,13 @@ except ImportError as error:
     _import_error: ImportError | None = error
 else:
     _import_error = None
-    from sharpkern.backend.triton import kernels
+    from sharpkern.backend.triton import kernels, launch
     from sharpkern.backend.triton.base import FORMULAS as UPDATES
     from sharpkern.backend.triton.base import arguments as update_options
     from sharpkern.backend.triton.covariance import FORMULAS as COVARIANCES
     from sharpkern.backend.triton.covariance import damped
     from sharpkern.backend.triton.covariance import scalars as covariance_scalars
-    from sharpkern.backend.triton.launch import launch, table_of
+    from sharpkern.backend.triton.launch import table_of
 
     _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -54,7 +54,7 @@ def sq_norm(t: Tensors, covariance: Covariance, total: Tensor, add: bool = False
     """total ← Σ s g², or with `add` total + Σ s g²."""
     table, formula = table_of(t), COVARIANCES[covariance.kernel]
     share = -(-table.chunks // len(table.partials))
-    launch(
+    launch.run(
         t.device,
         kernels.sq_norm,
         -(-table.chunks // share),
@@ -74,7 +74,7 @@ def ascend_(t: Tensors, covariance: Covariance, rho: Number, total: Tensor, trac
     """w0 ← w, w ← w + rho s g / sqrt(total)."""
     table, formula = table_of(t), COVARIANCES[covariance.kernel]
     draw = t.draw is not None and t.dtype.itemsize == 2
-    launch(
+    launch.run(
         t.device,
         kernels.ascend,
         table.chunks,
@@ -95,7 +95,7 @@ def descend_(t: Tensors, update: Update, natural: Covariance | None, total: Tens
     """w ← update(w0, g); without a gradient w ← w0."""
     table, formula = table_of(t), UPDATES[update.kernel]
     lr, options, reads_step = update_options(update.kernel, update.options)
-    launch(
+    launch.run(
         t.device,
         kernels.descend,
         table.chunks,
@@ -117,4 +117,14 @@ def restore_(t: Tensors, total: Tensor) -> None:
     """w ← w0."""
     table = table_of(t)
     types = _types(t.dtype)
-    launch(t.device, kernels.restore, table.chunks, table.words, total, table.count, CHUNK=table.chunk, MASTER=t.master, **types)
+    launch.run(
+        t.device,
+        kernels.restore,
+        table.chunks,
+        table.words,
+        total,
+        table.count,
+        CHUNK=table.chunk,
+        MASTER=t.master,
+        **types,
+    )

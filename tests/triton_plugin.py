@@ -1,4 +1,4 @@
-"""A pytest plugin for the process in which Triton's interpreter runs the kernels (`-p interpreter`).
+"""A pytest plugin for the process in which Triton's interpreter runs the kernels (`-p triton_plugin`).
 
 The interpreter is a tool of Triton for debugging. It cuts float32 off where hardware rounds to bfloat16, and wraps the
 whole language anew at every call of a device function, which takes half the time.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cases
 import numpy as np
 import pytest
 import torch
@@ -43,4 +44,5 @@ def call(self: Any, *args: Any, **kwargs: Any) -> Any:
 def pytest_configure(config: pytest.Config) -> None:
     interpreter.InterpreterBuilder.cast_impl = cast
     interpreter.InterpretedFunction.__call__ = call
-    launch.CHUNK = 8192  # its time goes with the number of programs
+    # its time goes with the number of programs and of statements
+    launch.CHUNK, launch.WORDS, cases.MANY = 8192, 16, 300
