@@ -172,8 +172,8 @@ def ascend(
                     if ROUND:
                         start = _get(table, count, START, tensor) + j
                         moved = stochastic(moved, rounding_bits(table + 1, draw, start, CHUNK // cut), W)
-                    if scale != 0:  # w + 0 would turn -0 into 0
-                        tl.store(_at(w, W, V, cut) + i, moved.to(W), inside)
+                    # w + 0 would turn -0 into 0
+                    tl.store(_at(w, W, V, cut) + i, moved.to(W), inside & (scale != 0))
         if ROUND and TRACK:
             if _is_last(table):
                 tl.store(draws, draw + 1)
@@ -205,7 +205,7 @@ def restore(table, total, count, W: tl.constexpr, MASTER: tl.constexpr, V: tl.co
 
 @triton.jit(do_not_specialize=["table", "gradients", "steps", "total", "second", "lr", "count"])
 def descend(
-    table, gradients, steps, total, second, lr, count, options, scalars,
+    table, gradients, steps, total, second, lr, count, settings, scalars,
     UPDATE: tl.constexpr, NATURAL: tl.constexpr, W: tl.constexpr, G: tl.constexpr,
     STATES: tl.constexpr, MASTER: tl.constexpr, READS_STEP: tl.constexpr, LR_LOADED: tl.constexpr,
     V: tl.constexpr, CHUNK: tl.constexpr,
@@ -245,7 +245,7 @@ def descend(
                     if STATES > 1:
                         second_moment = tl.load(_at(v, tl.float32, V, cut) + i, inside, 0.0)
                     new, first_moment, second_moment = UPDATE(
-                        exact, gradient, first_moment, second_moment, step, rate, options
+                        exact, gradient, first_moment, second_moment, step, rate, settings
                     )
                     if STATES > 0:
                         tl.store(_at(m, tl.float32, V, cut) + i, first_moment, inside)
