@@ -6,7 +6,7 @@ none. A program takes whole chunks.
 
 Where all addresses in use are multiples of 16, all elements but the last few go in accesses of 128 bits. The compiler
 knows that of a pointer only if it is said after the cast; said in one branch of a pointer made outside, it would hold
-in the other branch too. So `_at` is called anew in each. V is 16 bytes of the narrowest dtype in use, in elements.
+in the other branch too. So `_at` is called anew in each. V is 16 bytes of the widest dtype in use, in elements.
 
 A loop `for cut in (1, 4)` is unrolled: 1 is the chunk in wide accesses, 4 what is left, in quarters of a chunk.
 """
@@ -133,7 +133,7 @@ def sq_norm(
 def ascend(
     table, gradients, draws, total, rho, count, scalars,
     COVARIANCE: tl.constexpr, W: tl.constexpr, G: tl.constexpr, STATE: tl.constexpr, MASTER: tl.constexpr,
-    TRACK: tl.constexpr, ROUND: tl.constexpr, RHO_LOADED: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr,
+    TRACK: tl.constexpr, COUNTS: tl.constexpr, ROUNDS: tl.constexpr, RHO_LOADED: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """w0 ← w, w ← w + rho s g / sqrt(total)."""
     square = tl.load(total)
@@ -143,7 +143,7 @@ def ascend(
         tensor = _get(table, count, MAP, chunk)
         g = tl.load(gradients + tensor)
         draw = 0
-        if ROUND:
+        if COUNTS:
             draw = tl.load(draws)
         if g != 0:
             w, w0, f = _get(table, count, WEIGHT, tensor), _get(table, count, SAVED, tensor), g
@@ -169,12 +169,12 @@ def ascend(
                     if STATE and TRACK:
                         tl.store(_at(f, tl.float32, V, cut) + i, fisher, inside)
                     moved = tl.fma(scale, s * gradient, exact)
-                    if ROUND:
+                    if ROUNDS:
                         start = _get(table, count, START, tensor) + j
                         moved = stochastic(moved, rounding_bits(table + 1, draw, start, CHUNK // cut), W)
                     # w + 0 would turn -0 into 0
                     tl.store(_at(w, W, V, cut) + i, moved.to(W), inside & (scale != 0))
-        if ROUND and TRACK:
+        if COUNTS and TRACK:
             if _is_last(table):
                 tl.store(draws, draw + 1)
 

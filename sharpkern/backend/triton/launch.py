@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -21,16 +22,22 @@ CHUNK = 2048  # elements, 8 a thread
 WORDS = 64  # that one launch writes
 PARTIALS = 8192  # most programs of a norm, each with a share of the chunks
 KEPT = 4  # tables of gradients a list
-OPTIONS = {"num_warps": 8, "num_stages": 1, "enable_fp_fusion": False}  # fused is what the formulas fuse
+OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}  # fused is what the formulas fuse
 
 
-def run(device: torch.device, kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
-    """Launches a kernel on the current stream of a device."""
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        with torch.cuda.device(device):
-            kernel[(programs,)](*args, **constants, **OPTIONS)
-    else:
-        kernel[(programs,)](*args, **constants, **OPTIONS)
+def run(kernel: Any, where: tuple[torch.device, int, int], *args: Any, **constants: Any) -> None:
+    """Launches a kernel on the current stream of a device.
+
+    Args:
+        kernel: Of `kernels.py`.
+        where: The device, the number of programs, and the warps of each.
+        *args: What the kernel takes.
+        **constants: For which it is compiled.
+    """
+    device, programs, warps = where
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    with torch.cuda.device(device) if elsewhere else nullcontext():
+        kernel[(programs,)](*args, **constants, **OPTIONS, num_warps=warps)
 
 
 def arguments(words: Sequence[int]) -> tuple[int, ...]:
@@ -41,7 +48,7 @@ def arguments(words: Sequence[int]) -> tuple[int, ...]:
 def _write(table: Tensor, words: Sequence[int]) -> None:
     for first in range(0, len(words), WORDS):
         part = words[first : first + WORDS]
-        run(table.device, kernels.write, 1, table, first, len(part), arguments(part))
+        run(kernels.write, (table.device, 1, 1), table, first, len(part), arguments(part))
 
 
 def _addresses(tensors: Sequence[Tensor | None], count: int) -> list[int]:

@@ -44,10 +44,14 @@ def why_not(device: torch.device, dtypes: Collection[torch.dtype] = ()) -> str |
     return None
 
 
-def _types(*dtypes: torch.dtype) -> dict[str, Any]:
-    """The dtypes W, G of weights and gradients, and how many elements of the narrower are 16 bytes."""
-    names = dict(zip(("W", "G"), map(_TYPES.__getitem__, dtypes), strict=False))
-    return {**names, "V": 16 // min(x.itemsize for x in dtypes)}
+def _exact(t: Tensors) -> torch.dtype:
+    """The dtype of w0."""
+    return torch.float32 if t.master else t.dtype
+
+
+def _width(*dtypes: torch.dtype, state: bool = False) -> int:
+    """Elements in 16 bytes of the widest dtype in use: then all lists are spread over the threads in the same way."""
+    return 16 // max([x.itemsize for x in dtypes] + [4 * state])
 
 
 def sq_norm(t: Tensors, covariance: Covariance, total: Tensor, add: bool = False) -> None:
@@ -55,39 +59,43 @@ def sq_norm(t: Tensors, covariance: Covariance, total: Tensor, add: bool = False
     table, formula = table_of(t), COVARIANCES[covariance.kernel]
     share = -(-table.chunks // len(table.partials))
     launch.run(
-        t.device,
         kernels.sq_norm,
-        -(-table.chunks // share),
+        (t.device, -(-table.chunks // share), 8),
         *(table.words, table.gradients(t), table.partials, total, table.count, table.chunks, share),
         covariance_scalars(covariance.scalars),
         COVARIANCE=formula.function,
+        W=_TYPES[_exact(t)],
+        G=_TYPES[t.gradient_dtype],
         EXACT=kernels.ROWS.index("saved" if t.master else "weight"),
         READS_W=formula.weight,
         STATE=formula.state,
         ADD=add,
+        V=_width(t.gradient_dtype, _exact(t) if formula.weight else t.gradient_dtype, state=formula.state),
         CHUNK=table.chunk,
-        **_types(torch.float32 if t.master else t.dtype, t.gradient_dtype),
     )
 
 
 def ascend_(t: Tensors, covariance: Covariance, rho: Number, total: Tensor, track: bool) -> None:
     """w0 ← w, w ← w + rho s g / sqrt(total)."""
     table, formula = table_of(t), COVARIANCES[covariance.kernel]
-    draw = t.draw is not None and t.dtype.itemsize == 2
+    rounds = t.draw is not None and t.dtype.itemsize == 2
     launch.run(
-        t.device,
         kernels.ascend,
-        table.chunks,
+        (t.device, table.chunks, 8),
         *(table.words, table.gradients(t), t.draw, total, rho, table.count),
         covariance_scalars(covariance.scalars),
         COVARIANCE=formula.function,
+        W=_TYPES[t.dtype],
+        G=_TYPES[t.gradient_dtype],
         STATE=formula.state,
         MASTER=t.master,
         TRACK=track,
-        ROUND=draw,
+        COUNTS=t.draw is not None,
+        ROUNDS=rounds,
         RHO_LOADED=isinstance(rho, Tensor),
+        # the 8 elements that share a counter of random bits belong to one thread
+        V=8 if rounds else _width(t.dtype, t.gradient_dtype, _exact(t), state=formula.state),
         CHUNK=table.chunk,
-        **_types(t.dtype, t.gradient_dtype),
     )
 
 
@@ -95,36 +103,35 @@ def descend_(t: Tensors, update: Update, natural: Covariance | None, total: Tens
     """w ← update(w0, g); without a gradient w ← w0."""
     table, formula = table_of(t), UPDATES[update.kernel]
     lr, options, reads_step = update_options(update.kernel, update.options)
+    width = _width(t.dtype, t.gradient_dtype, _exact(t), state=formula.states > 0 or natural is not None)
     launch.run(
-        t.device,
         kernels.descend,
-        table.chunks,
+        (t.device, table.chunks, table.chunk // (32 * width)),  # one access a list and thread: Adam has many lists
         *(table.words, table.gradients(t), t.steps, total, total if second is None else second, lr, table.count),
         options,
         covariance_scalars(() if natural is None else natural.scalars),
         UPDATE=formula.function,
         NATURAL=None if natural is None else damped,
+        W=_TYPES[t.dtype],
+        G=_TYPES[t.gradient_dtype],
         STATES=formula.states,
         MASTER=t.master,
         READS_STEP=reads_step,
         LR_LOADED=isinstance(lr, Tensor),
+        V=width,
         CHUNK=table.chunk,
-        **_types(t.dtype, t.gradient_dtype),
     )
 
 
 def restore_(t: Tensors, total: Tensor) -> None:
     """w ← w0."""
     table = table_of(t)
-    types = _types(t.dtype)
     launch.run(
-        t.device,
         kernels.restore,
-        table.chunks,
-        table.words,
-        total,
-        table.count,
-        CHUNK=table.chunk,
+        (t.device, table.chunks, 8),
+        *(table.words, total, table.count),
+        W=_TYPES[t.dtype],
         MASTER=t.master,
-        **types,
+        V=_width(t.dtype, _exact(t)),
+        CHUNK=table.chunk,
     )
