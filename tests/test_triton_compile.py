@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ if os.environ.get("TRITON_INTERPRET"):
 
 # All kernels for one GPU, every fifth for the others: a third of a second each adds up.
 EVERY = {80: 5, 90: 1, 100: 5}
-# Registers a thread, of 64 Ki that a multiprocessor has: with 64 it holds 1024 threads.
+# Registers a thread, of 64 Ki that a multiprocessor has: with 64 it holds 1024 threads, with 48 a third more.
 BUDGET = {"sq_norm": 56, "ascend": 64, "descend sgd": 56, "descend adam": 64, "restore": 40}
 CHECKED = ["identity", "adaptive", "inverse", "inverse-average"]  # one a formula; damping and beta are arguments
 
@@ -75,12 +75,12 @@ def cases() -> Iterator[Case]:
                 f, reads_w = 4 * core.stored, exact * (name == "adaptive")
                 for add in (False, True)[: 1 + (name == "identity")]:
                     t = lists(dtypes, master)
-                    run = lambda t=t, core=core, add=add: triton.sq_norm(t, core, total, add)
+                    run = partial(triton.sq_norm, t, core, total, add)
                     yield f"sq_norm {name} {label}{' add' * add}", run, g + reads_w + f, 0
                 for draw in (False, True)[: 3 - w // 2]:
                     for track in (False, True)[1 - (core.stored or draw) :]:
                         t = lists(dtypes, master, draw)
-                        run = lambda t=t, core=core, track=track: triton.ascend_(t, core, 0.1, total, track)
+                        run = partial(triton.ascend_, t, core, 0.1, total, track)
                         kind = f"{label}{' draw' * draw}{' track' * track}"
                         yield f"ascend {name} {kind}", run, g + exact + f, w + w * (not master) + f * track
             for name, (make, _, options) in UPDATES.items():
@@ -89,18 +89,18 @@ def cases() -> Iterator[Case]:
                 for natural in ("plain", "inverse"):
                     update, core = make(**options), NATURAL[natural][0]
                     t, states = lists(dtypes, master), 4 * len(update.states)
-                    run = lambda t=t, update=update, core=core: triton.descend_(t, update, core, total, None)
+                    run = partial(triton.descend_, t, update, core, total, None)
                     family = "adam" if len(update.states) == 2 else "sgd"
                     loaded = g + exact + states + 4 * (natural != "plain") + exact
                     stored = states + 4 * master + w + w
                     yield f"descend {family} {name} {natural} {label}", run, loaded, stored
             t = lists(dtypes, master)
-            yield f"restore {label}", lambda t=t: triton.restore_(t, total), exact, w
+            yield f"restore {label}", partial(triton.restore_, t, total), exact, w
     t = lists("f32")
     rate = torch.tensor(0.1)
-    yield "ascend rho on the device", lambda: triton.ascend_(t, COVARIANCES["identity"][0], rate, total, True), 8, 8
+    yield "ascend rho on the device", partial(triton.ascend_, t, COVARIANCES["identity"][0], rate, total, True), 8, 8
     update = UPDATES["adamw"][0](**{**UPDATES["adamw"][2], "lr": rate})
-    yield "descend adam lr on the device", lambda: triton.descend_(t, update, None, total, None), 20, 16
+    yield "descend adam lr on the device", partial(triton.descend_, t, update, None, total, None), 20, 16
 
 
 class Target:
@@ -112,12 +112,15 @@ class Target:
         self.target = GPUTarget("cuda", capability, 32)
 
     def get_current_target(self) -> Any:
+        """The GPU to compile for."""
         return self.target
 
     def get_current_device(self) -> int:
+        """Any."""
         return 0
 
     def get_current_stream(self, device: int) -> int:
+        """Any."""
         return 0
 
 
@@ -146,7 +149,7 @@ def compile_part(capability: int, part: int, parts: int, folder: Path) -> list[C
 
     def compiled(kernel: Any, where: Any, *args: Any, **constants: Any) -> None:
         if kernel is not kernels.write:
-            made.append((kernel.warmup(*args, grid=(1,), **constants, **launch.OPTIONS, num_warps=where[2]), where[2]))
+            made.append((kernel.warmup(*args, grid=(1,), **constants, **launch.options(where[2])), where[2]))
 
     launch.run = compiled
     results = []

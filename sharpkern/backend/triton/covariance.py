@@ -1,6 +1,6 @@
 """The covariance s at one coordinate, as in `csrc/covariance.h`: one function a formula, passed to the kernels.
 
-A formula takes the weight, the gradient, the stored Fisher diagonal and the scalars, and gives s and the Fisher diagonal
+A formula takes the weight, the gradient, the stored Fisher diagonal and the scalars. It gives s and the Fisher diagonal
 that s was taken from. What it does not read may be anything.
 """
 

@@ -22,8 +22,8 @@ HEAD = tl.constexpr(3)  # words before the rows: the ticket, then the two halves
 ROWS = ("weight", "saved", "source", "fisher", "m", "v", "numel", "start", "first")
 WEIGHT, SAVED, SOURCE, FISHER, M, V_, NUMEL, START, FIRST = map(tl.constexpr, range(len(ROWS)))
 MAP = tl.constexpr(len(ROWS))
-# A kernel is compiled anew for integers that are 1, of 32 bits or multiples of 16; in a tuple that cannot be turned off.
-# Twice a word and this is none of them.
+# A kernel is compiled anew for integers that are 1, of 32 bits or multiples of 16, and in a tuple nothing turns that
+# off. Twice a word and this is none of them.
 BIAS = tl.constexpr(2**62 + 1)
 FOLD = tl.constexpr(1024)  # values at a time, where one program goes through all of them
 
@@ -133,7 +133,8 @@ def sq_norm(
 def ascend(
     table, gradients, draws, total, rho, count, scalars,
     COVARIANCE: tl.constexpr, W: tl.constexpr, G: tl.constexpr, STATE: tl.constexpr, MASTER: tl.constexpr,
-    TRACK: tl.constexpr, COUNTS: tl.constexpr, ROUNDS: tl.constexpr, RHO_LOADED: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr,
+    TRACK: tl.constexpr, COUNTS: tl.constexpr, ROUNDS: tl.constexpr, RHO_LOADED: tl.constexpr,
+    V: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """w0 ← w, w ← w + rho s g / sqrt(total)."""
     square = tl.load(total)
@@ -174,9 +175,8 @@ def ascend(
                         moved = stochastic(moved, rounding_bits(table + 1, draw, start, CHUNK // cut), W)
                     # w + 0 would turn -0 into 0
                     tl.store(_at(w, W, V, cut) + i, moved.to(W), inside & (scale != 0))
-        if COUNTS and TRACK:
-            if _is_last(table):
-                tl.store(draws, draw + 1)
+        if COUNTS and TRACK and _is_last(table):
+            tl.store(draws, draw + 1)
 
 
 @triton.jit
@@ -257,10 +257,7 @@ def descend(
         else:
             _give_back(table, count, tensor, chunk, W, MASTER, V, CHUNK)
         if update:
-            if READS_STEP:
-                last = _is_last(table)
-            else:
-                last = chunk == 0
+            last = _is_last(table) if READS_STEP else chunk == 0
             if last:
                 for j in range(0, count, FOLD):
                     i = j + tl.arange(0, FOLD)

@@ -22,7 +22,6 @@ CHUNK = 2048  # elements, 8 a thread
 WORDS = 64  # that one launch writes
 PARTIALS = 8192  # most programs of a norm, each with a share of the chunks
 KEPT = 4  # tables of gradients a list
-OPTIONS = {"num_stages": 1, "enable_fp_fusion": False}  # fused is what the formulas fuse
 
 
 def run(kernel: Any, where: tuple[torch.device, int, int], *args: Any, **constants: Any) -> None:
@@ -37,7 +36,13 @@ def run(kernel: Any, where: tuple[torch.device, int, int], *args: Any, **constan
     device, programs, warps = where
     elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
     with torch.cuda.device(device) if elsewhere else nullcontext():
-        kernel[(programs,)](*args, **constants, **OPTIONS, num_warps=warps)
+        kernel[programs,](*args, **constants, **options(warps))
+
+
+def options(warps: int) -> dict[str, Any]:
+    """How a kernel is compiled: fused is what the formulas fuse."""
+    # left to itself ptxas spills rather than give 512 threads more than 40 registers
+    return {"num_warps": warps, "num_stages": 1, "enable_fp_fusion": False, "maxnreg": 64 if warps > 8 else None}
 
 
 def arguments(words: Sequence[int]) -> tuple[int, ...]:
@@ -102,7 +107,7 @@ class Table:
 
     def serves(self, captured: bool, revision: int) -> bool:
         """Whether the tables may be used: a graph wants its own for every pass."""
-        return not captured and not self._made_for[0] or (captured, revision) == self._made_for
+        return (not captured and not self._made_for[0]) or (captured, revision) == self._made_for
 
     def gradients(self, t: Tensors) -> Tensor:
         """The addresses of the gradients as they stand."""

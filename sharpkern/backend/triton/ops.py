@@ -6,7 +6,6 @@ On the CPU the kernels run only in Triton's interpreter, for tests.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor

@@ -32,7 +32,7 @@ def stochastic(x, random, TYPE: tl.constexpr):
     """One of the two neighbours of x in bfloat16 or float16, as a float32."""
     u = x.to(tl.uint32, bitcast=True)
     a = u & 0x7FFFFFFF
-    if TYPE == tl.bfloat16:
+    if tl.bfloat16 == TYPE:
         rounded = (a + random) & 0x7FFF0000
     else:  # below 2^-14 the numbers of float16 are the multiples of 2^-24
         units = (tl.where(a < 0x38800000, tl.abs(x), 0.0) * 1099511627776.0).to(tl.uint32)  # of 2^-40
