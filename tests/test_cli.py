@@ -40,7 +40,7 @@ def test_info_names_versions_backends_and_the_instruction_set(capsys: pytest.Cap
 def test_info_says_why_a_backend_is_not_usable(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(ops.load("native"), "why_not", lambda device: "it is Sunday")
+    monkeypatch.setattr(ops.load("native"), "why_not", lambda device, dtypes=(): "it is Sunday")
     assert cli.main(["info"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("native on cpu: it is Sunday" in line for line in lines)

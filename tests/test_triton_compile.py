@@ -27,7 +27,7 @@ if os.environ.get("TRITON_INTERPRET"):
 # All kernels for one GPU, every fifth for the others: a third of a second each adds up.
 EVERY = {80: 5, 90: 1, 100: 5}
 # Registers a thread, of 64 Ki that a multiprocessor has: with 64 it holds 1024 threads, with 48 a third more.
-BUDGET = {"sq_norm": 56, "ascend": 64, "descend sgd": 56, "descend adam": 64, "restore": 40}
+BUDGET = {"sq_norm": 56, "ascend": 64, "descend sgd": 64, "descend adam": 64, "restore": 40}
 CHECKED = ["identity", "adaptive", "inverse", "inverse-average"]  # one a formula; damping and beta are arguments
 
 
