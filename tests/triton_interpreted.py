@@ -34,7 +34,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     run = launch.run
 
     def counted(device: torch.device, kernel: Any, *args: Any, **constants: Any) -> None:
-        names.append(kernel.__name__)
+        names.append(kernel.fn.__name__)
         run(device, kernel, *args, **constants)
 
     monkeypatch.setattr(launch, "run", counted)

@@ -174,7 +174,7 @@ def ascend(
                         start = _get(table, count, START, tensor) + j
                         moved = stochastic(moved, rounding_bits(table + 1, draw, start, CHUNK // cut), W)
                     # w + 0 would turn -0 into 0
-                    tl.store(_at(w, W, V, cut) + i, moved.to(W), inside & (scale != 0))
+                    tl.store(_at(w, W, V, cut) + i, moved.to(W), i < limit * (scale != 0).to(tl.int64))
         if COUNTS and TRACK and _is_last(table):
             tl.store(draws, draw + 1)
 
