@@ -33,9 +33,9 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     run = launch.run
 
-    def counted(device: torch.device, kernel: Any, *args: Any, **constants: Any) -> None:
+    def counted(kernel: Any, where: Any, *args: Any, **constants: Any) -> None:
         names.append(kernel.fn.__name__)
-        run(device, kernel, *args, **constants)
+        run(kernel, where, *args, **constants)
 
     monkeypatch.setattr(launch, "run", counted)
     return names
