@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import USABLE
+from conftest import ON_CPU
 
 import sharpkern
 
@@ -21,7 +21,7 @@ PACKAGE = Path(sharpkern.__file__).parents[1]  # where the tests found it: here,
 SOURCES = ("csrc", "sharpkern", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 EXTENSION = "sharpkern.backend.native._kernels"
 
-needs_extension = pytest.mark.skipif(not USABLE["native"].usable, reason=str(USABLE["native"].why_not))
+needs_extension = pytest.mark.skipif(not ON_CPU["native"].usable, reason=str(ON_CPU["native"].why_not))
 
 
 def copy_sources(folder: Path) -> Path:

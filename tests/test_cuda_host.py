@@ -30,7 +30,7 @@ from cases import (
     scalar,
 )
 from compiled import CUDA, HOST, compiler, folder, run
-from conftest import USABLE
+from conftest import ON_CPU
 from test_ops import (  # ruff: ignore[unused-import]  these run here too, with the backend below
     test_a_gradient_that_is_not_finite_changes_nothing,
     test_an_empty_tensor_counts_its_updates,
@@ -148,7 +148,7 @@ class Kernels:
 def kernels(request: pytest.FixtureRequest, extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Kernels:
     """The ops, with all tensors at 16-byte boundaries or none."""
     if request.param == "aligned":
-        monkeypatch.setattr(Arena, "offsets", range(1))
+        monkeypatch.setattr(cases, "OFFSETS", (0, 1))
     return Kernels(extension)
 
 
@@ -375,7 +375,7 @@ def test_the_architectures_are_named(extension: ModuleType) -> None:
     assert extension.CudaTable.workspace_bytes == 16 + 8 * 8192
 
 
-@pytest.mark.skipif(not USABLE["native"].usable, reason=str(USABLE["native"].why_not))
+@pytest.mark.skipif(not ON_CPU["native"].usable, reason=str(ON_CPU["native"].why_not))
 @pytest.mark.parametrize(
     ("compiled", "capability", "reason"),
     [
