@@ -24,7 +24,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Backends that do not run on the device are left out; a test of its own asks them why."""
-    if "backend" in metafunc.fixturenames:
+    if "backend" in metafunc.fixturenames and not hasattr(metafunc.module, "backend"):
         usable = [name for name in ops.NAMES if ops.load(name).why_not(oracles.DEVICE) is None]
         metafunc.parametrize("backend", usable, indirect=True)
 

@@ -21,7 +21,6 @@ from cases import (
     COVARIANCES,
     NATURAL,
     UPDATES,
-    Arena,
     Lists,
     check_ascend,
     check_descend,
