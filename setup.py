@@ -55,7 +55,7 @@ CUDA_FLAGS = (
     " -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
 )
 CUDA_VERSION = (12, 1)  # the first with kernel parameters of 32 KB
-ARCHITECTURES = "8.0;9.0;10.0+PTX"
+ARCHITECTURES = "8.0;9.0;10.0"
 NO_COMPILER = """
 sharpkern needs a C++17 compiler to build its CPU kernels and found none: '{cxx}' is not on the PATH.
 Install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++; conda: conda install gxx), or name
@@ -117,24 +117,22 @@ def architectures(nvcc: str) -> tuple[list[str], list[str]]:
         nvcc: The compiler; what it does not know is left out of the default list.
 
     Returns:
-        Names and flags.
+        Names and flags; later GPUs run the newest, which is there as PTX too.
     """
     named = os.environ.get("TORCH_CUDA_ARCH_LIST")
     entries = (named or ARCHITECTURES).replace(";", " ").split()
     known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
     names, flags = [], []
     for entry in entries:
-        match = re.fullmatch(r"(\d+)\.(\d+[a-z]?)(\+PTX)?", entry)
+        match = re.fullmatch(r"(\d+)\.(\d+)(\+PTX)?", entry)
         if not match:
             sys.exit(f"TORCH_CUDA_ARCH_LIST={named}: wanted numbers such as 8.0;9.0+PTX, not {entry!r}")
         name = match[1] + match[2]
-        if not named and f"compute_{name}" not in known:
-            continue
-        names.append(name)
-        flags.append(f"-gencode arch=compute_{name},code=sm_{name}")
-        if match[3]:
-            flags.append(f"-gencode arch=compute_{name},code=compute_{name}")
-    return names, flags
+        if named or f"compute_{name}" in known:
+            names.append(name)
+            flags.append(f"-gencode arch=compute_{name},code=sm_{name}")
+    newest = max(names, key=int)
+    return names, [*flags, f"-gencode arch=compute_{newest},code=compute_{newest}"]
 
 
 class NinjaBuild(build_ext):
@@ -149,11 +147,13 @@ class NinjaBuild(build_ext):
         import pybind11
 
         cxx = compiler()
-        folder = Path(self.build_temp).resolve()
+        here = Path(__file__).resolve().parent
+        # not self.build_temp, which pip makes anew each time: what is up to date need not be compiled again
+        folder = here / "build" / f"native-{sys.implementation.cache_tag}"
         folder.mkdir(parents=True, exist_ok=True)
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
-        root = Path(__file__).resolve().parent / "csrc"
+        root = here / "csrc"
         include = f"-isystem {pybind11.get_include()} -isystem {sysconfig.get_paths()['include']}"
         cuda, linker, defines, units = nvcc(), f"{shlex.join(cxx)} -shared -fopenmp", "", []
         if cuda:
@@ -162,7 +162,8 @@ class NinjaBuild(build_ext):
             flags = f"{CUDA_FLAGS} {host} {' '.join(generate)}"
             linker = f"{cuda} -shared -cudart static -Xlinker --exclude-libs,ALL {host} -Xcompiler -fopenmp"
             defines = f"-DSHARPKERN_CUDA_ARCHITECTURES='\"{','.join(names)}\"'"
-            units = [(f"cuda_{x.stem}.o", "cuda", x, flags) for x in sorted((root / "cuda").glob("*.cu"))]
+            sources = sorted((root / "cuda").glob("*.cu"), key=lambda x: x.stem != "descend")  # the longest first
+            units = [(f"cuda_{x.stem}.o", "cuda", x, flags) for x in sources]
         units += [
             ("bindings.o", "compile", root / "bindings.cpp", f"{FLAGS} {defines} {include}"),
             ("ops.o", "compile", root / "cpu/ops.cpp", FLAGS),

@@ -19,7 +19,7 @@ from sharpkern.correction import Correction
 from sharpkern.covariance import Covariance
 from sharpkern.tensors import Tensors
 
-NAMES = ("native", "reference")  # in the order in which "auto" tries them
+NAMES = ("native", "triton", "reference")  # in the order in which "auto" tries them
 
 
 class Ops(Protocol):
@@ -76,7 +76,7 @@ class BackendStatus:
     """One backend on one kind of device.
 
     Attributes:
-        name: "native" or "reference".
+        name: "native", "triton" or "reference".
         device: "cpu", "cuda", ...
         usable: Whether it runs there.
         why_not: The reason if it does not, else None.

@@ -209,7 +209,7 @@ class Tensors:
         else:
             triples = zip(self.saved, self.weights, self.gradients, strict=True)
             source = [w0 if g is not None else w for w0, w, g in triples]
-        if source is not self.source:
+        if source is not self.source and any(x is not y for x, y in zip(source, self.source, strict=True)):
             self.source, self.handle = source, None
 
     def follow(self) -> None:

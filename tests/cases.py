@@ -24,6 +24,10 @@ UNITS = 8.0
 # A term of the norm is the end of 8 roundings. A chunk of 2048 is added up in 64 lanes of 32, then in 6 halvings.
 NORM_UNITS = (8 + 32 + 6) / 2
 
+# By how many elements a view is misaligned, and how many tensors are many: tests of one backend change them.
+OFFSETS = (1, 8)
+MANY = 2500
+
 SIZES = (0, 1, 3, 4, 7, 8, 15, 16, 17, 255, 256, 257, 511, 513, 2047, 2048, 2049, 4095, 4096, 4097, 65535, 65536, 65537)
 
 # Of the weights and of the gradients.
@@ -165,14 +169,11 @@ def exactly(x: Tensor, y: Tensor) -> bool:
 
 
 class Arena:
-    """Views into one buffer, each misaligned by 1 to 7 elements, with canaries on both sides."""
-
-    offsets = range(1, 8)
+    """Views into one buffer, each misaligned by some elements, with canaries on both sides."""
 
     def __init__(self, sizes: Sequence[int], dtype: torch.dtype, draw: torch.Generator, finite: bool) -> None:
         starts, end = [], 0
-        offsets = torch.randint(self.offsets.start, self.offsets.stop, (len(sizes),), generator=draw)
-        for n, offset in zip(sizes, offsets.tolist(), strict=True):
+        for n, offset in zip(sizes, torch.randint(*OFFSETS, (len(sizes),), generator=draw).tolist(), strict=True):
             starts.append(end // 64 * 64 + 128 + offset)
             end = starts[-1] + n
         self.buffer = torch.full((end + 64,), float("nan"), dtype=dtype, device=oracles.DEVICE)

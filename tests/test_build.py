@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from conftest import USABLE
+from conftest import ON_CPU
 
 import sharpkern
 
@@ -21,7 +21,7 @@ PACKAGE = Path(sharpkern.__file__).parents[1]  # where the tests found it: here,
 SOURCES = ("csrc", "sharpkern", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 EXTENSION = "sharpkern.backend.native._kernels"
 
-needs_extension = pytest.mark.skipif(not USABLE["native"].usable, reason=str(USABLE["native"].why_not))
+needs_extension = pytest.mark.skipif(not ON_CPU["native"].usable, reason=str(ON_CPU["native"].why_not))
 
 
 def copy_sources(folder: Path) -> Path:
@@ -112,7 +112,12 @@ class Toolkit:
 
     def __init__(self, folder: Path, release: str) -> None:
         self.notes = folder / "asked.txt"
-        self.environment = {"CUDA_HOME": str(folder), "PYTHONPATH": "", "TORCH_CUDA_ARCH_LIST": ""}
+        self.environment = {
+            "CUDA_HOME": str(folder),
+            "PYTHONPATH": "",
+            "SHARPKERN_CUDA": "auto",
+            "TORCH_CUDA_ARCH_LIST": "",
+        }
         nvcc = folder / "bin/nvcc"
         nvcc.parent.mkdir()
         nvcc.write_text(NVCC.format(notes=self.notes, release=release))
@@ -144,14 +149,18 @@ def test_cuda_kernels_come_and_go_with_the_switch(tmp_path: Path) -> None:
     assert build(SHARPKERN_CUDA="0") == (set(), [])
     compiled, generated = build()  # in the folder of a build without
     assert compiled == sources
-    assert set(generated) == {"arch=compute_80,code=sm_80", "arch=compute_90,code=sm_90"}  # it does not know 100
+    assert set(generated) == {  # it does not know 100
+        "arch=compute_80,code=sm_80",
+        "arch=compute_90,code=sm_90",
+        "arch=compute_90,code=compute_90",
+    }
     assert build(SHARPKERN_CUDA="1") == (set(), [])  # nothing has changed
-    compiled, generated = build(TORCH_CUDA_ARCH_LIST="9.0a 8.6+PTX")
+    compiled, generated = build(TORCH_CUDA_ARCH_LIST="8.9 8.6+PTX")
     assert compiled == sources
     assert set(generated) == {
-        "arch=compute_90a,code=sm_90a",
+        "arch=compute_89,code=sm_89",
         "arch=compute_86,code=sm_86",
-        "arch=compute_86,code=compute_86",
+        "arch=compute_89,code=compute_89",
     }
     assert build(SHARPKERN_CUDA="0") == (set(), [])
     built = next(iter(folder.glob("sharpkern/backend/native/_kernels*.so")))

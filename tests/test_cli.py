@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import USABLE
+from conftest import ON_CPU
 from torch import Tensor
 
 import sharpkern
@@ -30,7 +30,7 @@ def test_info_names_versions_backends_and_the_instruction_set(capsys: pytest.Cap
     for status in sharpkern.backends():
         line = next(line for line in lines if f"{status.name} on {status.device}" in line)
         assert ("usable" if status.usable else str(status.why_not)) in line
-    if USABLE["native"].usable:
+    if ON_CPU["native"].usable:
         from sharpkern.backend import native
 
         line = next(line for line in lines if "native on cpu" in line)
@@ -54,7 +54,7 @@ def test_verify_finds_everything_in_bounds(seed: int, capsys: pytest.CaptureFixt
     assert f"seed {seed}" in rows[0]
     assert "OUT OF BOUNDS" not in "".join(rows)
     checked = {tuple(row.split()[:3]) for row in rows[2:]}
-    usable = [name for name, status in USABLE.items() if status.usable]
+    usable = [name for name, status in ON_CPU.items() if status.usable]
     assert checked == {(name, "cpu", op) for name in usable for op in OPS}
     for dtype in ("float32", "bfloat16", "float16", "float64"):
         assert dtype in "".join(rows)
@@ -84,7 +84,7 @@ OPS: dict[str, Callable[[Arguments], list[Tensor]]] = {
 def test_verify_finds_a_wrong_kernel(
     op: str, backend: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if backend == "reference" and op != "restore_" and not USABLE["native"].usable:
+    if backend == "reference" and op != "restore_" and not ON_CPU["native"].usable:
         pytest.skip("the reference is what all is measured by: only another backend shows that it is wrong")
     monkeypatch.setattr(verify, "DTYPES", (torch.float32,))  # one is enough, and quick
     module = ops.load(backend)

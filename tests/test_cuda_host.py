@@ -21,7 +21,6 @@ from cases import (
     COVARIANCES,
     NATURAL,
     UPDATES,
-    Arena,
     Lists,
     check_ascend,
     check_descend,
@@ -30,6 +29,7 @@ from cases import (
     scalar,
 )
 from compiled import CUDA, HOST, compiler, folder, run
+from conftest import ON_CPU
 from test_ops import (  # ruff: ignore[unused-import]  these run here too, with the backend below
     test_a_gradient_that_is_not_finite_changes_nothing,
     test_an_empty_tensor_counts_its_updates,
@@ -51,7 +51,7 @@ from torch import Tensor
 from sharpkern import ops
 from sharpkern.backend import reference
 from sharpkern.base import SGD, Number, Update
-from sharpkern.covariance import Adaptive, Covariance, Identity
+from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity
 from sharpkern.tensors import Tensors
 
 FLAGS = (
@@ -147,7 +147,7 @@ class Kernels:
 def kernels(request: pytest.FixtureRequest, extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Kernels:
     """The ops, with all tensors at 16-byte boundaries or none."""
     if request.param == "aligned":
-        monkeypatch.setattr(Arena, "offsets", range(1))
+        monkeypatch.setattr(cases, "OFFSETS", (0, 1))
     return Kernels(extension)
 
 
@@ -208,7 +208,7 @@ def test_a_step_is_three_launches(times: int, kernels: Kernels) -> None:
 
 def test_more_tensors_than_a_launch_takes(kernels: Kernels) -> None:
     """Each launch adds to the sum, and counts the steps of its own tensors."""
-    sizes = [1 + i % 9 for i in range(1500)]  # one launch takes 1351 of two lists
+    sizes = [1 + i % 9 for i in range(1500)]  # one launch takes 1352 of two lists
     case, alone = Lists("bf16", 42, sizes), Lists("bf16", 42, sizes)
     kernels.launches = 0
     total, *_ = whole_step(kernels, case)
@@ -278,6 +278,7 @@ class Pair:
                 t.saved = [torch.zeros_like(w) for w in t.weights]
             t.set_source()
             t.m = [torch.zeros(n) for n in sizes]
+            t.fisher = [torch.arange(n) % 2 * 2.0 + 1 for n in sizes]  # 1 and 3: 1/(1 + f) is exact
             if draw:
                 t.draw, t.seed = torch.tensor(41), 0x123456789ABCDEF
                 t.start = [0, *itertools.accumulate(-(-n // 8) * 8 for n in sizes[:-1])]
@@ -313,7 +314,8 @@ def test_masters_and_stochastic_rounding_are_the_references(
         pair.equal()
         assert not draw or pair.lists[0].draw == 42
         for backend, t in zip((kernels, reference), pair.lists, strict=True):
-            backend.descend_(t, SGD(2.0**-7, momentum=0.5), None, scalar(1.0), None)
+            for natural in (None, Fisher(1.0, "inverse", 1.0)):
+                backend.descend_(t, SGD(2.0**-7, momentum=0.5), natural, scalar(1.0), None)
         pair.equal()
         for backend, t in zip((kernels, reference), pair.lists, strict=True):
             backend.ascend_(t, Identity(), 2.0**-8, scalar(1.0), False)
@@ -370,3 +372,29 @@ def test_what_a_table_refuses(extension: ModuleType) -> None:
 def test_the_architectures_are_named(extension: ModuleType) -> None:
     assert extension.cuda_architectures() == ["80", "90", "100"]
     assert extension.CudaTable.workspace_bytes == 16 + 8 * 8192
+
+
+@pytest.mark.skipif(not ON_CPU["native"].usable, reason=str(ON_CPU["native"].why_not))
+@pytest.mark.parametrize(
+    ("compiled", "capability", "reason"),
+    [
+        ([], (9, 0), "SHARPKERN_CUDA=1"),
+        (["80", "90", "100"], None, "finds no NVIDIA GPU"),
+        (["80", "90", "100"], (7, 5), "compiled for sm_80, sm_90, sm_100, this GPU is sm_75"),
+        (["90"], (8, 9), "compiled for sm_90, this GPU is sm_89"),
+        (["80", "90", "100"], (8, 9), None),
+        (["80", "90", "100"], (9, 0), None),
+        (["80", "90"], (12, 0), None),
+    ],
+)
+def test_why_the_extension_cannot_run_on_a_gpu(
+    compiled: list[str], capability: tuple[int, int] | None, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sharpkern.backend.native import _kernels, why_not
+
+    monkeypatch.setattr(_kernels, "cuda_architectures", lambda: compiled)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: capability is not None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    said = why_not(torch.device("cuda"))
+    assert said is None if reason is None else reason in str(said)

@@ -20,7 +20,7 @@ from cases import (
     exactly,
     scalar,
 )
-from conftest import USABLE
+from conftest import ON_CPU
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import spacing
@@ -31,7 +31,7 @@ from sharpkern.correction import Correction
 from sharpkern.covariance import Covariance, Fisher, Identity
 from sharpkern.tensors import Tensors
 
-pytestmark = pytest.mark.skipif(not USABLE["native"].usable, reason=str(USABLE["native"].why_not))
+pytestmark = pytest.mark.skipif(not ON_CPU["native"].usable, reason=str(ON_CPU["native"].why_not))
 
 CHUNK = 2048  # elements that are traversed together
 SIZES = (0, 1, 3, 4, 7, 8, 15, 16, 17, 63, 64, 65, 255, 256, 257, 511, 512, 513, 2047, 2048, 2049, 4095, 4096, 4097)

@@ -10,6 +10,7 @@ import torch
 from cases import (
     COVARIANCES,
     DTYPES,
+    MANY,
     NATURAL,
     UPDATES,
     Lists,
@@ -80,7 +81,7 @@ def test_the_copy_and_the_way_back_keep_every_bit(dtypes: str, backend: str) -> 
 
 
 def test_many_tensors_in_one_list(backend: str) -> None:
-    sizes = [1 + 7 * i % 41 for i in range(2500)]
+    sizes = [1 + 7 * i % 41 for i in range(MANY)]
     check_sq_norm(ops.load(backend), "inverse-average", "f32", sizes)
     check_ascend(ops.load(backend), "inverse-average", "bf16", sizes)
     check_descend(ops.load(backend), "adam", "inverse", "f32", sizes)
