@@ -49,7 +49,7 @@ class Ops(Protocol):
         """w0 ← w, w ← w + rho (worst s g / sqrt(total) + noise sqrt(s) η), η standard normal, never stored.
 
         With `again`, a number that is added to that of the draw, no copy is made and w ← w0 + ε, w0 from `t.source`.
-        With `track` what is kept of the covariance, and `t.draw`, move on; where `t.first` is there it gets g. Without a
+        With `track` what is kept of the covariance, and `t.draw`, move on; where `t.first` is there it gets g. Without
         total there is no worst case, and gradients are not looked at. Otherwise nothing at all happens where total is
         not finite; w stays bit for bit where there is no noise and rho / sqrt(total) is 0 or total is 0.
         """

@@ -383,6 +383,10 @@ class TRACER(SharpnessAware):
     With Adam or AdamW f̄ is Adam's own second moment, which takes the raw g, with its bias correction, and beta is not
     used. The penalty does not change under a scaling of the coordinates when delta = 0 ([G] 55).
 
+    [G] prints no values. The defaults are the best of a grid for SGD-TRACER on handwritten digits, judged on a quarter
+    of the training images set aside, clean and with 40 % of the labels flipped: what counts is rho/delta, 0.01 there;
+    from 0.1 on training diverged. beta from 0.01 to 0.5 and radius from 0.01 to 0.05 made no difference beyond noise.
+
     Args:
         params: Tensors, named tensors or groups, as for torch.optim.
         base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
@@ -420,7 +424,7 @@ class TRACER(SharpnessAware):
         *,
         rho: float = 1e-3,
         beta: float = 0.1,
-        delta: float = 1e-2,
+        delta: float = 0.1,
         curvature: str = "difference",
         radius: float = 0.01,
         precondition: bool = False,

@@ -17,11 +17,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from sharpkern import train
+from sharpkern import EvolutionStrategies, train
 from sharpkern.train import experiment
 from sharpkern.train.data import CLASSES, TRAIN_IMAGES, Digits, batches, flip_labels, load_digits, shifted
 from sharpkern.train.figure import draw, read_curves
-from sharpkern.train.methods import Setup, one_pass, two_passes
+from sharpkern.train.methods import Batch, Setup, forward_passes, noisy_pass, one_pass, two_passes
 from sharpkern.train.network import make_network
 from sharpkern.train.results import mean_and_error
 
@@ -50,10 +50,11 @@ def ignore(passes: int) -> None:
     pass
 
 
-def backward(model: torch.nn.Module, digits: Digits) -> torch.Tensor:
-    loss = torch.nn.functional.cross_entropy(model(digits.train_images[:64]), digits.train_labels[:64])
-    loss.backward()
-    return loss.detach()
+SETUP = Setup({"lr": 0.1, "weight_decay": 5e-4}, "auto", noisy=False)
+
+
+def batch(model: torch.nn.Module, digits: Digits) -> Batch:
+    return Batch(model, digits.train_images[:64], digits.train_labels[:64], 0.1)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -171,15 +172,17 @@ def test_a_run_repeats_itself(digits: Digits, name: str) -> None:
 @pytest.mark.parametrize("name", list(train.METHODS))
 def test_running_statistics_are_touched_once_a_step(digits: Digits, name: str) -> None:
     model, method = make_network(0), train.METHODS[name]
-    optimizer = method.factory(model, Setup({"lr": 0.1}, "auto", noisy=False))
+    optimizer = method.factory(model, SETUP)
     for _ in range(3):
-        method.style(optimizer, model, lambda: backward(model, digits))
+        method.style(optimizer, batch(model, digits))
     assert model[1].num_batches_tracked.item() == 3
     plain = make_network(0)
     plain(digits.train_images[:64])
     model = make_network(0)
-    method.style(method.factory(model, Setup({"lr": 0.1}, "auto", noisy=False)), model, lambda: backward(model, digits))
-    assert torch.equal(model[1].running_mean, plain[1].running_mean)
+    optimizer = method.factory(model, SETUP)
+    if method.style in {two_passes, one_pass}:
+        method.style(optimizer, batch(model, digits))
+        assert torch.equal(model[1].running_mean, plain[1].running_mean)  # of the weights themselves
 
 
 def test_optimizer_work_is_the_optimizers_own_calls() -> None:
@@ -192,15 +195,19 @@ def test_optimizer_work_is_the_optimizers_own_calls() -> None:
         def zero_grad(self) -> None:
             time.sleep(0.2)
 
-    def slow() -> torch.Tensor:
-        time.sleep(0.2)
-        return torch.zeros(())
+    class Slow(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            time.sleep(0.2)
+            return super().forward(x)
 
-    model = torch.nn.Linear(1, 1)
-    _, one = one_pass(Sleepy(), model, slow)  # type: ignore[arg-type]
-    _, two = two_passes(Sleepy(), model, slow)  # type: ignore[arg-type]
+    data = Batch(Slow(1, 2), torch.zeros(3, 1), torch.zeros(3, dtype=torch.int64), 0.0)
+    _, one = one_pass(Sleepy(), data)  # type: ignore[arg-type]
     assert 0.01 <= one < 0.2
-    assert 0.02 <= two < 0.2
+    for style in (two_passes, noisy_pass):
+        _, two = style(Sleepy(), data)  # type: ignore[arg-type]
+        assert 0.02 <= two < 0.2
+    _, none = forward_passes(EvolutionStrategies(data.model.parameters(), pairs=1), data)
+    assert 0 < none < 0.2
 
 
 def test_the_papers_rho_and_eta() -> None:
@@ -310,7 +317,7 @@ def test_threads_are_put_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--methods", "sgd,adam"), "unknown method 'adam': choose from sgd, sgd2x, sam, asam, fishersam"),
+        (("--methods", "sgd,adam"), "unknown method 'adam': choose from sgd, sgd2x, sam, asam, fishersam, mixsam"),
         (("--methods", ","), "no method was named"),
         (("--methods", "sam,sam"), "a method was named twice"),
         (("--conditions", "dirty"), "unknown condition 'dirty': choose from clean, noisy"),

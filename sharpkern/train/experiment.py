@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from sharpkern.train import figure, report
 from sharpkern.train.data import Digits, batches, flip_labels, load_digits, shifted
-from sharpkern.train.methods import METHODS, Method, Setup
+from sharpkern.train.methods import METHODS, Batch, Method, Setup
 from sharpkern.train.network import make_network
 from sharpkern.train.options import Options, require_extra
 from sharpkern.train.results import Epoch, Result, Run, write_curves, write_runs
@@ -96,8 +95,7 @@ def train(
         start = time.perf_counter()
         losses = []
         for images, classes in batches(views, labels, options.batch_size, generator):
-            backward = _backward(model, images, classes, options.label_smoothing)
-            loss, spent = method.style(optimizer, model, backward)
+            loss, spent = method.style(optimizer, Batch(model, images, classes, options.label_smoothing))
             losses.append(loss)
             work.append(spent)
         train_loss = torch.stack(losses).mean().item()
@@ -115,15 +113,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     hits = int((model(images).argmax(dim=1) == labels).sum())
     model.train()
     return 100 * hits / len(labels)
-
-
-def _backward(model: nn.Module, images: Tensor, labels: Tensor, label_smoothing: float) -> Callable[[], Tensor]:
-    def backward() -> Tensor:
-        loss = cross_entropy(model(images), labels, label_smoothing=label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
-
-    return backward
 
 
 @contextmanager

@@ -22,6 +22,13 @@ STYLES = (
     ("#0b5fa5", (0, (4, 1, 1, 1)), "^"),
     ("#d55e00", (0, (2, 1)), "D"),
     ("#009e73", (0, (1, 1)), "v"),
+    ("#56b4e9", "-", "P"),
+    ("#cc79a7", (0, (6, 2)), "X"),
+    ("#7a5195", (0, (4, 1, 1, 1)), "<"),
+    ("#b8860b", (0, (2, 1)), ">"),
+    ("#5f9ea0", (0, (1, 1)), "p"),
+    ("#a0522d", "-", "h"),
+    ("#404040", (0, (1, 2)), "*"),
 )
 
 
@@ -45,7 +52,7 @@ def read_curves(path: Path) -> dict[float, dict[str, Curve]]:
 
 
 def draw(curves: Path) -> tuple[Path, Path]:
-    """Draws one panel a condition: mean test accuracy by epoch, with a band of one standard error.
+    """Draws two panels a condition: mean test accuracy by epoch, with a band of one standard error; whole, and its top.
 
     Args:
         curves: Path of a `curves.csv`.
@@ -56,13 +63,18 @@ def draw(curves: Path) -> tuple[Path, Path]:
     from matplotlib.figure import Figure
 
     panels = read_curves(curves)
-    figure = Figure(figsize=(max(4.8 * len(panels), 7.2), 4.4), layout="constrained")
-    for axes, (noise, methods) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        _panel(axes, methods)
-        axes.set_title(f"{100 * noise:g} % of the training labels flipped" if noise else "clean labels", fontsize=11)
-    figure.axes[0].set_ylabel("test accuracy (%)")
+    figure = Figure(figsize=(max(4.8 * len(panels), 7.2), 7.6), layout="constrained")
+    rows = figure.subplots(2, len(panels), squeeze=False)
+    for whole, top, (noise, methods) in zip(*rows, panels.items(), strict=True):
+        for axes in (whole, top):
+            _panel(axes, methods)
+        whole.set_title(f"{100 * noise:g} % of the training labels flipped" if noise else "clean labels", fontsize=11)
+        top.set_ylim(*_range(methods))
+    for row in rows:
+        row[0].set_ylabel("test accuracy (%)")
     handles, titles = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, titles, loc="outside lower center", ncols=len(titles), frameon=False, handlelength=3.5)
+    columns = min(len(titles), 5)
+    figure.legend(handles, titles, loc="outside lower center", ncols=columns, frameon=False, handlelength=3.5)
     png, pdf = curves.with_suffix(".png"), curves.with_suffix(".pdf")
     figure.savefig(png, dpi=160)
     figure.savefig(pdf)
@@ -80,7 +92,6 @@ def _panel(axes: Axes, methods: Mapping[str, Curve]) -> None:
         )
         low, high = [mean - error for mean, error in curve], [mean + error for mean, error in curve]
         axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.set_ylim(*_range(methods))
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
@@ -88,7 +99,9 @@ def _panel(axes: Axes, methods: Mapping[str, Curve]) -> None:
 
 
 def _range(methods: Mapping[str, Curve]) -> tuple[float, float]:
-    """Shows the curves from a quarter of each on: the first epochs are alike and would flatten the rest."""
-    shown = [mean for curve in methods.values() for mean, _ in curve[len(curve) // 4 :]]
+    """What shows the better curves from a quarter of each on: the first epochs are alike and would flatten the rest."""
+    best = max(curve[-1][0] for curve in methods.values())
+    good = [curve for curve in methods.values() if curve[-1][0] > best - 8]
+    shown = [mean for curve in good for mean, _ in curve[len(curve) // 4 :]]
     margin = 0.08 * (max(shown) - min(shown)) + 0.1
     return min(shown) - margin, max(shown) + margin

@@ -9,8 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
-from sharpkern import ASAM, SAM, FisherSAM, SharpnessAware, frozen_statistics
+from sharpkern import (
+    ASAM,
+    MFVI,
+    SAM,
+    TRACER,
+    EvolutionStrategies,
+    FisherSAM,
+    MixSAM,
+    RandomSAM,
+    SharpnessAware,
+    VariationalSAM,
+    frozen_statistics,
+)
+
+Options = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -28,9 +43,35 @@ class Setup:
     noisy: bool
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Images with their labels, and the loss that a model is trained by.
+
+    Attributes:
+        model: The network.
+        images: (n, 1, 8, 8).
+        labels: (n,).
+        label_smoothing: Of the loss.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    label_smoothing: float
+
+    def loss(self) -> Tensor:
+        """The mean loss."""
+        return cross_entropy(self.model(self.images), self.labels, label_smoothing=self.label_smoothing)
+
+    def backward(self) -> Tensor:
+        """The same, its gradients computed."""
+        loss = self.loss()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+
 Factory = Callable[[nn.Module, Setup], Any]
-Backward = Callable[[], Tensor]
-Style = Callable[[Any, nn.Module, Backward], tuple[Tensor, float]]
+Style = Callable[[Any, Batch], tuple[Tensor, float]]
 
 
 @dataclass(frozen=True)
@@ -41,8 +82,8 @@ class Method:
         name: What is typed after `--methods`.
         title: What the table and the figure show.
         factory: Makes the optimizer of a model.
-        style: Takes one step; see `one_pass` and `two_passes`.
-        passes: Backward passes a step, by which the progress bar weighs it.
+        style: Takes one step; see the functions below.
+        passes: Backward passes a step, or what takes as long, by which the progress bar weighs it.
         epoch_factor: Multiple of `Options.epochs`.
     """
 
@@ -54,42 +95,84 @@ class Method:
     epoch_factor: int = 1
 
 
-def one_pass(optimizer: torch.optim.Optimizer, model: nn.Module, backward: Backward) -> tuple[Tensor, float]:
+def one_pass(optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[Tensor, float]:
     """A step of an ordinary optimizer.
 
     Args:
         optimizer: Of torch.
-        model: The network it trains.
-        backward: Computes the loss of the batch and its gradients, and returns the loss.
+        batch: What the step sees.
 
     Returns:
         The loss, and the seconds spent in `step`.
     """
-    loss = backward()
+    loss = batch.backward()
     seconds = _seconds(optimizer.step, loss.device)
     optimizer.zero_grad()
     return loss, seconds
 
 
-def two_passes(optimizer: SharpnessAware, model: nn.Module, backward: Backward) -> tuple[Tensor, float]:
-    """A step of a sharpness-aware optimizer; the running statistics see the first pass only.
+def two_passes(optimizer: SharpnessAware, batch: Batch) -> tuple[Tensor, float]:
+    """A step of two backward passes; the running statistics see the first only.
 
     Args:
         optimizer: Of sharpkern.
-        model: The network it trains.
-        backward: Computes the loss of the batch and its gradients, and returns the loss.
+        batch: What the step sees.
 
     Returns:
         The loss at the unperturbed weights, and the seconds spent in `first_step` and `second_step` together.
     """
-    loss = backward()
+    loss = batch.backward()
     seconds = _seconds(optimizer.first_step, loss.device)
     optimizer.zero_grad()
-    with frozen_statistics(model):
-        backward()
+    with frozen_statistics(batch.model):
+        batch.backward()
     seconds += _seconds(optimizer.second_step, loss.device)
     optimizer.zero_grad()
     return loss, seconds
+
+
+def noisy_pass(optimizer: SharpnessAware, batch: Batch) -> tuple[Tensor, float]:
+    """A step of one backward pass at a random perturbation.
+
+    Args:
+        optimizer: Of sharpkern.
+        batch: What the step sees.
+
+    Returns:
+        The loss at the perturbed weights, and the seconds spent in `first_step` and `second_step` together.
+    """
+    seconds = _seconds(optimizer.first_step, batch.images.device)
+    loss = batch.backward()
+    seconds += _seconds(optimizer.second_step, loss.device)
+    optimizer.zero_grad()
+    return loss, seconds
+
+
+def forward_passes(optimizer: EvolutionStrategies, batch: Batch) -> tuple[Tensor, float]:
+    """A step without backward passes.
+
+    Args:
+        optimizer: Of sharpkern.
+        batch: What the step sees.
+
+    Returns:
+        The mean loss, and the seconds spent in `step` but not in the forward passes.
+    """
+    device = batch.images.device
+    start = time.perf_counter()
+    passes = 0.0
+
+    def closure() -> Tensor:
+        nonlocal passes
+        begin = time.perf_counter()
+        loss = batch.loss()
+        _finish(device)
+        passes += time.perf_counter() - begin
+        return loss
+
+    loss = optimizer.step(closure)
+    _finish(device)
+    return loss, time.perf_counter() - start - passes
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
@@ -109,24 +192,45 @@ def _sgd(model: nn.Module, setup: Setup) -> torch.optim.SGD:
     return torch.optim.SGD(model.parameters(), **setup.base)
 
 
-def _sharp(optimizer: Callable[..., SharpnessAware], clean: Mapping[str, float], noisy: Mapping[str, float]) -> Factory:
+def _sharp(optimizer: Callable[..., SharpnessAware], clean: Options, noisy: Options | None = None) -> Factory:
     def factory(model: nn.Module, setup: Setup) -> SharpnessAware:
-        options = noisy if setup.noisy else clean
+        options = noisy if setup.noisy and noisy is not None else clean
         return optimizer(model.parameters(), torch.optim.SGD, backend=setup.backend, **options, **setup.base)
 
     return factory
 
 
-_SAM = _sharp(SAM, clean={"rho": 0.05}, noisy={"rho": 0.1})
-_ASAM = _sharp(ASAM, clean={"rho": 0.5, "eta": 0.01}, noisy={"rho": 0.5, "eta": 0.01})
-_FISHER_SAM = _sharp(FisherSAM, clean={"rho": 0.1, "eta": 1.0}, noisy={"rho": 0.1, "eta": 0.001})
+def _adam_tracer(model: nn.Module, setup: Setup) -> TRACER:
+    base = {"lr": setup.base["lr"] / 100, "weight_decay": setup.base["weight_decay"]}
+    return TRACER(model.parameters(), torch.optim.Adam, backend=setup.backend, **base)
+
+
+def _evolution(model: nn.Module, setup: Setup) -> EvolutionStrategies:
+    base = {"lr": setup.base["lr"] / 10, "model": model}
+    return EvolutionStrategies(model.parameters(), torch.optim.Adam, pairs=PAIRS, backend=setup.backend, **base)
+
+
+PAIRS = 16
 
 _ROWS = (
     Method("sgd", "SGD", _sgd, one_pass, passes=1),
     Method("sgd2x", "SGD 2x epochs", _sgd, one_pass, passes=1, epoch_factor=2),
-    Method("sam", "SAM", _SAM, two_passes, passes=2),
-    Method("asam", "ASAM", _ASAM, two_passes, passes=2),
-    Method("fishersam", "Fisher SAM", _FISHER_SAM, two_passes, passes=2),
+    Method("sam", "SAM", _sharp(SAM, {"rho": 0.05}, {"rho": 0.1}), two_passes, passes=2),
+    Method("asam", "ASAM", _sharp(ASAM, {"rho": 0.5, "eta": 0.01}), two_passes, passes=2),
+    Method(
+        "fishersam",
+        "Fisher SAM",
+        _sharp(FisherSAM, {"rho": 0.1, "eta": 1.0}, {"rho": 0.1, "eta": 0.001}),
+        two_passes,
+        passes=2,
+    ),
+    Method("mixsam", "MixSAM", _sharp(MixSAM, {"rho": 0.05}, {"rho": 0.1}), two_passes, passes=2),
+    Method("variationalsam", "VariationalSAM", _sharp(VariationalSAM, {"rho": 0.05}), two_passes, passes=2),
+    Method("tracer", "SGD-TRACER", _sharp(TRACER, {}), two_passes, passes=2),
+    Method("adamtracer", "Adam-TRACER", _adam_tracer, two_passes, passes=2),
+    Method("randomsam", "RandomSAM", _sharp(RandomSAM, {"rho": 0.05}), noisy_pass, passes=1),
+    Method("mfvi", "MFVI", _sharp(MFVI, {"rho": 0.05}), noisy_pass, passes=1),
+    Method("es", "evolution strategies", _evolution, forward_passes, passes=PAIRS),
 )
 
 METHODS: Mapping[str, Method] = {row.name: row for row in _ROWS}
