@@ -81,8 +81,8 @@ class Drawn:
 class Traced:
     """TRACER: the update takes g_T = g + c (g2 - g), and Adam's second moment the raw g ([G] Alg. 1, 58).
 
-    c = factor rho sqrt(Σ (s g)²) with factor = 2 / radius makes that g + 2 rho H v by finite difference, v = s g. Then f̄
-    moves. Without a first gradient g_T = g2.
+    c = factor rho sqrt(Σ (s g)²) with factor = 2 / radius makes that g + 2 rho H v by finite difference, v = s g. Then
+    f̄ moves. Without a first gradient g_T = g2.
 
     Args:
         tracer: The covariance.

@@ -210,7 +210,7 @@ def _evolution(model: nn.Module, setup: Setup) -> EvolutionStrategies:
     return EvolutionStrategies(model.parameters(), torch.optim.Adam, pairs=PAIRS, backend=setup.backend, **base)
 
 
-PAIRS = 16
+PAIRS = 8
 
 _ROWS = (
     Method("sgd", "SGD", _sgd, one_pass, passes=1),
@@ -230,7 +230,7 @@ _ROWS = (
     Method("adamtracer", "Adam-TRACER", _adam_tracer, two_passes, passes=2),
     Method("randomsam", "RandomSAM", _sharp(RandomSAM, {"rho": 0.05}), noisy_pass, passes=1),
     Method("mfvi", "MFVI", _sharp(MFVI, {"rho": 0.05}), noisy_pass, passes=1),
-    Method("es", "evolution strategies", _evolution, forward_passes, passes=PAIRS),
+    Method("es", "ES", _evolution, forward_passes, passes=PAIRS),
 )
 
 METHODS: Mapping[str, Method] = {row.name: row for row in _ROWS}
