@@ -59,7 +59,7 @@ class Natural:
 
 @dataclass(frozen=True)
 class Drawn:
-    """MFVI: s moves by the slope ½ g2 ε of the loss in log s at the draw ε ([V] Alg. 2, the reparametrised gradient)."""
+    """MFVI: s moves by the slope ½ g2 ε of the loss in log s at the draw ε, reparametrised ([V] Alg. 2)."""
 
     learned: Learned
 

@@ -386,6 +386,8 @@ class TRACER(SharpnessAware):
     [G] prints no values. The defaults are the best of a grid for SGD-TRACER on handwritten digits, judged on a quarter
     of the training images set aside, clean and with 40 % of the labels flipped: what counts is rho/delta, 0.01 there;
     from 0.1 on training diverged. beta from 0.01 to 0.5 and radius from 0.01 to 0.05 made no difference beyond noise.
+    Adam-TRACER divides g_T, which may be large where g was always 0 (behind a ReLU), by eps there: 1e-4 trained where
+    Adam's default of 1e-8 sometimes diverged.
 
     Args:
         params: Tensors, named tensors or groups, as for torch.optim.

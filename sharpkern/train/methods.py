@@ -201,7 +201,7 @@ def _sharp(optimizer: Callable[..., SharpnessAware], clean: Options, noisy: Opti
 
 
 def _adam_tracer(model: nn.Module, setup: Setup) -> TRACER:
-    base = {"lr": setup.base["lr"] / 100, "weight_decay": setup.base["weight_decay"]}
+    base = {"lr": setup.base["lr"] / 10, "eps": 1e-4, "weight_decay": setup.base["weight_decay"]}
     return TRACER(model.parameters(), torch.optim.Adam, backend=setup.backend, **base)
 
 
