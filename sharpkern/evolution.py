@@ -102,6 +102,11 @@ class EvolutionStrategies(SharpnessAware):
         """s = 1, or what is learned."""
         return covariance.Learned(0.0) if group["learned"] else covariance.Identity()
 
+    @classmethod
+    def backward_passes(cls) -> int:
+        """None."""
+        return 0
+
     def _correction_of(self, group: dict[str, Any], s: covariance.Covariance) -> Correction | None:
         return Estimated(number(group["rho"]), 1 / max(self._numel, 1) ** 0.5, float(group["lr_covariance"]))
 

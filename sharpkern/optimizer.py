@@ -97,6 +97,11 @@ class SharpnessAware(torch.optim.Optimizer):
         """The covariance of a group, from its options."""
         return sam(group)
 
+    @classmethod
+    def backward_passes(cls) -> int:
+        """How many backward passes a step takes."""
+        return cls.perturbation.passes
+
     def _correction_of(self, group: dict[str, Any], covariance: Covariance) -> Correction | None:
         """What the method makes of g2 before the update."""
         return Natural(covariance) if group.get("natural_gradient") and isinstance(covariance, Fisher) else None

@@ -18,7 +18,7 @@ def methods() -> list[tuple[str, str, str, str]]:
             for name, parameter in inspect.signature(variant).parameters.items()
             if name not in shared
         ]
-        rows.append((variant.__name__, first, ", ".join(options), str(variant.perturbation.passes)))
+        rows.append((variant.__name__, first, ", ".join(options), str(variant.backward_passes())))
     return rows
 
 
