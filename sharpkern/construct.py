@@ -115,6 +115,24 @@ def check_number(name: str, value: Any, positive: bool = False) -> None:
         raise ValueError(f"{name}={number}: wanted a finite number {'> 0' if positive else '>= 0'}")
 
 
+def check_count(name: str, value: Any) -> int:
+    """Checks that an option counts something.
+
+    Args:
+        name: The option.
+        value: An int from 1 on.
+
+    Returns:
+        It.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}: wanted an int from 1 on")
+    return value
+
+
 def check_seed(seed: Any) -> int:
     """Checks a seed.
 

@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from sharpkern import covariance
 from sharpkern.base import number
+from sharpkern.construct import check_count
 from sharpkern.correction import Correction, Estimated
 from sharpkern.model import Snapshot
 from sharpkern.optimizer import SharpnessAware
@@ -84,11 +85,9 @@ class EvolutionStrategies(SharpnessAware):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        if not isinstance(pairs, int) or isinstance(pairs, bool) or pairs < 1:
-            raise ValueError(f"pairs={pairs!r}: wanted an int from 1 on")
         if in_place not in (True, False):
             raise ValueError(f"in_place={in_place!r}: wanted True or False")
-        self._pairs, self._in_place = pairs, in_place
+        self._pairs, self._in_place = check_count("pairs", pairs), in_place
         super().__init__(
             params,
             base_optimizer,

@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from sharpkern import ops
 from sharpkern.base import Update, number, update
 from sharpkern.checkpoint import check_state, restore_state
-from sharpkern.construct import COMMON, Common, base_defaults, check_options, check_parameters, check_seed
+from sharpkern.construct import COMMON, Common, base_defaults, check_count, check_options, check_parameters, check_seed
 from sharpkern.correction import Correction, Estimated, Natural
 from sharpkern.covariance import Covariance, Fisher, Identity, packed, sam
 from sharpkern.lowprecision import Watch
@@ -55,6 +55,8 @@ class SharpnessAware(torch.optim.Optimizer):
         "_common",
         "_watch",
         "_draws",
+        "_asked",
+        "_refresh",
         "_seed",
         "_numel",
         "_fisher",
@@ -72,6 +74,7 @@ class SharpnessAware(torch.optim.Optimizer):
         options: dict[str, Any],
         fisher: Callable[[], Sequence[Tensor]] | None = None,
         seed: int = 0,
+        refresh: int = 1,
     ) -> None:
         self.base_optimizer: torch.optim.Optimizer | None = None
         self._common = common = Common.take(options)
@@ -80,6 +83,7 @@ class SharpnessAware(torch.optim.Optimizer):
         self._own = ("scaled", *own)
         self._seed = check_seed(seed)
         self._draws: int | Tensor = 0  # before the plan there is
+        self._asked, self._refresh = 0, check_count("refresh", refresh)
         self._watch = Watch()
         self._clear()
         ops.load("reference" if common.backend == "auto" else common.backend)
@@ -202,20 +206,20 @@ class SharpnessAware(torch.optim.Optimizer):
         self._launches = [self._launch(t, x) for t, x in zip(plan.tensors, last, strict=True)]
         return self._launches
 
-    def _prepare(self) -> tuple[Plan, list[Launch]]:
+    def _prepare(self, track: bool = True) -> tuple[Plan, list[Launch]]:
         """The gradients as they stand, the options of the groups, and what is kept of the covariances."""
         plan = self._plan = read_gradients(self._plan, self.state, self._make_plan)
         self.backend, self.why_not = plan.backend, plan.why_not
         launches = self._refresh_launches(plan)
         for launch in launches:
             plan.attach_covariance(launch.tensors, launch.covariance)
-        self._set_fisher()
+        self._set_fisher(track)
         return plan, launches
 
     @torch.no_grad()
     def _perturb(self, what: str, track: bool) -> None:
         self._wants(False, what)
-        plan, launches = self._prepare()
+        plan, launches = self._prepare(track)
         passes = self.perturbation.passes
         for launch in launches:
             t = launch.tensors
@@ -257,9 +261,13 @@ class SharpnessAware(torch.optim.Optimizer):
             self._draws = self._plan.tensors[0].draw
         return torch.as_tensor(self._draws)
 
-    def _set_fisher(self) -> None:
-        """Asks the callable for the Fisher diagonal, where there is one."""
+    def _set_fisher(self, track: bool) -> None:
+        """Asks the callable for the Fisher diagonal, where there is one and its turn has come."""
         if self._fisher is None:
+            return
+        due = self._asked % self._refresh == 0
+        self._asked += track
+        if not due:
             return
         params = [p for group in self.param_groups for p in group["params"]]
         with torch.enable_grad():
@@ -521,9 +529,10 @@ class SharpnessAware(torch.optim.Optimizer):
         """
         self._wants(False, "state_dict()")
         saved: dict[str, Any] = super().state_dict()
-        if self._draws_noise:
-            draws = int(self._count_draws())
-            saved["param_groups"] = [{**group, "draws": draws} for group in saved["param_groups"]]
+        counts = {"draws": int(self._count_draws())} if self._draws_noise else {}
+        if self._refresh > 1:
+            counts["asked"] = self._asked
+        saved["param_groups"] = [{**group, **counts} for group in saved["param_groups"]]
         return saved
 
     @torch.no_grad()
@@ -541,14 +550,14 @@ class SharpnessAware(torch.optim.Optimizer):
         check_state(state_dict, self.param_groups)
         own = [{name: group[name] for name in self._own} for group in self.param_groups]
         groups = [{**kept, **saved} for kept, saved in zip(own, state_dict["param_groups"], strict=True)]
-        draws = [group.pop("draws", 0) for group in groups]
+        draws, asked = ([group.pop(name, 0) for group in groups] for name in ("draws", "asked"))
         for group in groups:
             check_options(group, self._fisher is not None)
         super().load_state_dict({**state_dict, "param_groups": groups})
         fused = all(update(group, self._base_class) is not None for group in self.param_groups)
         restore_state(self.state, state_dict["param_groups"], self.param_groups, state_dict["state"], fused)
         self._clear()
-        self._draws = draws[0]
+        self._draws, self._asked = draws[0], asked[0]
 
     def __getstate__(self) -> dict[str, Any]:
         """What pickle and deepcopy take: not the caches."""

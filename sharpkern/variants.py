@@ -117,6 +117,7 @@ class FisherSAM(SharpnessAware):
             beta g², from 0 ([G] 52), 4 B/param of state. A callable: called without arguments in every first pass, it
             returns f, one tensor a parameter in parameter order.
         beta: Weight of the new g² in the average, from 0 to 1.
+        refresh: A callable is asked in the first of every `refresh` steps; in between f stays.
         natural_gradient: Multiply g2 by the s of the first pass before the base update ([F] footnote 3). With
             "batch" this stores f, 4 B/param.
         **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
@@ -147,6 +148,7 @@ class FisherSAM(SharpnessAware):
         damping: str = "inverse",
         fisher: str | Callable[[], Sequence[Tensor]] = "batch",
         beta: float = 0.9,
+        refresh: int = 1,
         natural_gradient: bool = False,
         **options: Any,
     ) -> None:
@@ -158,7 +160,8 @@ class FisherSAM(SharpnessAware):
             "beta": beta,
             "natural_gradient": natural_gradient,
         }
-        super().__init__(params, base_optimizer, own, options, fisher if callable(fisher) else None)
+        given = fisher if callable(fisher) else None
+        super().__init__(params, base_optimizer, own, options, given, refresh=refresh)
 
 
 class RandomSAM(SharpnessAware):
@@ -399,6 +402,8 @@ class TRACER(SharpnessAware):
             "exact": H v by double backward in one pass; the closure calls `backward(create_graph=True)`.
         radius: Length of the step of the difference, in units of the weights.
         precondition: Multiply g_T by 1/(f̄ + delta) before the base update ([G] 53).
+        fisher: A callable that gives f̄ instead, one tensor a parameter in parameter order, as for `FisherSAM`.
+        refresh: It is asked in the first of every `refresh` steps; in between f̄ stays.
         **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
 
     Raises:
@@ -430,6 +435,8 @@ class TRACER(SharpnessAware):
         curvature: str = "difference",
         radius: float = 0.01,
         precondition: bool = False,
+        fisher: Callable[[], Sequence[Tensor]] | None = None,
+        refresh: int = 1,
         **options: Any,
     ) -> None:
         own = {
@@ -440,10 +447,12 @@ class TRACER(SharpnessAware):
             "radius": radius,
             "precondition": precondition,
         }
-        super().__init__(params, base_optimizer, own, options)
+        super().__init__(params, base_optimizer, own, options, fisher, refresh=refresh)
 
     def covariance_of(self, group: dict[str, Any]) -> covariance.Covariance:  # type: ignore[override]
         """s = 1/(f̄ + delta)."""
+        if self._fisher is not None:
+            return covariance.Tracer(float(group["delta"]))
         base = update(group, self._base_class)
         adam = base.betas[1] if isinstance(base, Adam) else 0.0
         return covariance.Tracer(float(group["delta"]), float(group["beta"]), adam)

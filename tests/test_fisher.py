@@ -148,3 +148,35 @@ def test_fisher_sam_takes_them(estimate: str, backend: str) -> None:
     for s, f in zip(optimizer.covariance(), wanted, strict=True):
         torch.testing.assert_close(s, 1 / (1 + 3 * f))
     optimizer.restore()
+
+
+@pytest.mark.parametrize("make", [sharpkern.FisherSAM, sharpkern.TRACER])
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam])
+def test_a_fisher_diagonal_is_refreshed_every_k_steps(base: Any, make: Any, backend: str) -> None:
+    """In between, in analysis and after a checkpoint it is not asked out of turn."""
+    asked = 0
+
+    def estimate() -> list[Tensor]:
+        nonlocal asked
+        asked += 1
+        return [torch.full((3,), float(asked))]
+
+    def build(p: nn.Parameter) -> Any:
+        return make([p], base, lr=0.0, fisher=estimate, refresh=3, backend=backend)
+
+    p = nn.Parameter(torch.randn(3))
+    optimizer, seen = build(p), []
+    for step in range(8):
+        for half in (optimizer.first_step, optimizer.second_step):
+            p.grad = torch.randn(3)
+            half()
+        seen.append(optimizer.state[p]["fisher"][0].item())
+        if step % 3 == 0:
+            p.grad = torch.randn(3)
+            with optimizer.perturbed():
+                pass
+        if step == 4:
+            saved = optimizer.state_dict()
+            optimizer = build(p)
+            optimizer.load_state_dict(saved)
+    assert seen == [1, 1, 1, 2, 2, 2, 3, 3]
