@@ -30,19 +30,26 @@ def info(args: argparse.Namespace) -> int:
     print(f"triton    {_version('triton')}")
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"devices   cpu, {torch.get_num_threads()} threads{''.join(f'; {name}' for name in devices)}")
-    for status in sharpkern.backends():
-        print(f"backend   {status.name} on {status.device}: {status.why_not or _usable(status.name)}")
-    print(f"auto      {ops.choose('auto', torch.device('cpu'))[0]} on cpu")
+    statuses = sharpkern.backends()
+    for status in statuses:
+        print(f"backend   {status.name} on {status.device}: {status.why_not or _usable(status)}")
+    for device in dict.fromkeys(status.device for status in statuses):
+        name, why_not = ops.choose("auto", torch.device(device))
+        print(f"auto      {name} on {device}{f' ({why_not})' if why_not else ''}")
     return 0
 
 
-def _usable(name: str) -> str:
-    if name != "native":
+def _usable(status: sharpkern.BackendStatus) -> str:
+    if status.name != "native":
         return "usable"
     from sharpkern.backend import native
 
+    compiled = ", ".join(f"sm_{name}" for name in native.cuda_architectures())
+    if status.device != "cpu":
+        return f"usable, compiled for {compiled}"
     first, *others = native.instruction_sets()
-    return f"usable, instruction set {first}" + (f" (runs here too: {', '.join(others)})" if others else "")
+    also = f" (runs here too: {', '.join(others)})" if others else ""
+    return f"usable, instruction set {first}{also}; CUDA kernels {f'for {compiled}' if compiled else 'not built'}"
 
 
 def check(args: argparse.Namespace) -> int:

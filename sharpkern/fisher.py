@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _NormBase
 from torch.utils import _pytree as pytree
 
@@ -34,6 +33,8 @@ def _check(model: nn.Module) -> None:
 
 def _call(model: nn.Module, values: Mapping[Tensor, Tensor], inputs: Any) -> Any:
     """The model's output with these values of its parameters; a tuple of inputs are arguments, a mapping keywords."""
+    from torch.func import functional_call
+
     # Every place of a parameter by one name: where a layer stands in the model twice, torch's own tying of weights does
     # not take the values out again.
     places = {
@@ -85,6 +86,8 @@ def per_example(model: nn.Module, loss_fn: Loss, inputs: Any, targets: Any) -> t
         >>> torch.round(per_example(model, torch.nn.functional.mse_loss, x, y)[0], decimals=3)
         tensor([[2.5000]])
     """
+    from torch.func import grad, vmap  # here: its import would double the time of that of sharpkern
+
     _check(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:

@@ -95,10 +95,18 @@ def add_up(ops: Ops, pairs: Sequence[tuple[Tensors, Covariance]], totals: Sequen
         ops.sq_norm(t, covariance, total, add=total.device in by_device)
         by_device[total.device] = total
     if len(by_device) > 1:
-        parts = list(by_device.values())
-        sums = [torch.stack([part.to(total.device, non_blocking=True) for part in parts]).sum() for total in parts]
-        for total, value in zip(parts, sums, strict=True):
-            total.copy_(value)
+        share_(list(by_device.values()))
+
+
+def share_(totals: Sequence[Tensor]) -> None:
+    """Every total, each on a device of its own, becomes the sum of all, added in the same order everywhere.
+
+    Args:
+        totals: 0-d.
+    """
+    sums = [torch.stack([part.to(total.device, non_blocking=True) for part in totals]).sum() for total in totals]
+    for total, value in zip(totals, sums, strict=True):
+        total.copy_(value)
 
 
 def perturb_(ops: Ops, launches: Sequence[Launch], passes: int, track: bool) -> None:

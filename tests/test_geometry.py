@@ -29,6 +29,7 @@ from oracles import (
 from torch import Tensor
 
 import sharpkern
+from sharpkern.perturbation import share_
 
 SEED = 30
 SHAPES = ((), (1,), (17,), (5, 0), (40, 33), (3, 2, 3, 3))
@@ -289,3 +290,13 @@ def test_perturbing_raises_the_loss_by_rho_times_the_gradient(backend: str) -> N
         with optimizer.perturbed():
             gap = loss(params).item() - value
         assert gap == pytest.approx(1e-5 * math.sqrt(total(oracle.s, g, g)), rel=1e-3)
+
+
+def test_devices_share_one_norm() -> None:
+    """What each device has summed is added up on all of them; several devices themselves want a GPU test."""
+    totals = [torch.tensor(x, dtype=torch.float64) for x in (1.0, 1e-17, 2.5)]
+    share_(totals)
+    assert [total.item() for total in totals] == [1.0 + 1e-17 + 2.5] * 3
+    totals[1].fill_(float("nan"))
+    share_(totals)
+    assert all(total.isnan() for total in totals)

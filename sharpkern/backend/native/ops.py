@@ -62,6 +62,11 @@ def _why_not_cuda(device: torch.device) -> str | None:
     return f"the extension's CUDA kernels are compiled for {names}, this GPU is sm_{here}"
 
 
+def cuda_architectures() -> list[str]:
+    """The GPU architectures that the CUDA kernels were compiled for, such as "90"; none if they were not built."""
+    return _kernels.cuda_architectures()
+
+
 def instruction_sets() -> list[str]:
     """The instruction sets that run on this processor, the one in use first."""
     return _kernels.instruction_sets()
