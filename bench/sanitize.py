@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from sharpkern import ops
+from sharpkern.correction import Correction, Estimated
 from sharpkern.tensors import GROUP, Tensors
-from sharpkern.verify import COVARIANCES, NATURAL, UPDATES
+from sharpkern.verify import CORRECTIONS, COVARIANCES, UPDATES
 
 SIZES = (1, 3, 17, 255, 4097, 9001)
 # of weights and gradients, and whether there are masters and stochastic rounding
@@ -49,9 +50,11 @@ def lists(row: Row, weight: torch.dtype, gradient: torch.dtype, sixteen: bool) -
     t.read_gradients()
     t.saved = row(torch.float32 if sixteen else weight)
     t.fisher, t.m, t.v = ([*row(t.state_dtype)] for _ in range(3))
-    if sixteen:
-        t.draw = torch.zeros((), dtype=torch.int64, device=t.device)
-        t.start = [0, *itertools.accumulate(-(-n // GROUP) * GROUP for n in SIZES[:-1])]
+    t.first = [*row(gradient)]
+    t.pairs = torch.rand(2, 3, device=t.device)
+    t.stochastic = sixteen
+    t.draw = torch.zeros((), dtype=torch.int64, device=t.device)
+    t.start = [0, *itertools.accumulate(-(-n // GROUP) * GROUP for n in SIZES[:-1])]
     t.set_source()
     return t
 
@@ -64,10 +67,13 @@ def run(backend: ops.Ops, row: Row) -> int:
         for covariance in COVARIANCES:
             backend.sq_norm(t, covariance, t.total)
             backend.ascend_(t, covariance, 0.1, t.total, True)
-        for update, natural in zip(UPDATES, itertools.cycle(NATURAL), strict=False):
-            backend.descend_(t, update, natural, t.total, t.total)
+            backend.ascend_(t, covariance, 0.1, t.total, True, 0.5, 0.1)
+        backend.ascend_(t, COVARIANCES[0], 0.1, None, True, 0.0, 0.1)
+        corrections: tuple[Correction | None, ...] = (*CORRECTIONS, Estimated(0.1, 0.1, 0.1))
+        for update, correction in zip(itertools.cycle(UPDATES), corrections, strict=False):
+            backend.descend_(t, update, correction, t.total, t.total)
         backend.restore_(t, t.total)
-        calls += 2 * len(COVARIANCES) + len(UPDATES) + 1
+        calls += 3 * len(COVARIANCES) + 1 + len(corrections) + 1
         assert t.total.isfinite()
     return calls
 

@@ -236,6 +236,8 @@ class SharpnessAware(torch.optim.Optimizer):
         self._watch.look(launches)
         if passes == 2:
             self._record.first(launches, track)
+        else:
+            self._record.none()
         for t in plan.tensors:
             t.release()
         if self._common.model is not None:
@@ -509,7 +511,8 @@ class SharpnessAware(torch.optim.Optimizer):
 
         Returns:
             0-d float64 tensors on the device: `grad_norm` ‖g‖, `perturbation_norm` ‖ε‖, `loss_gap` L(w + ε) - L(w)
-            (NaN unless `step(closure)` made the step), `gradient_cosine` cos(g, g2).
+            (NaN unless `step(closure)` made the step), `gradient_cosine` cos(g, g2). Methods of one pass have NaN for
+            all that wants g; where s has moved on with the step, learned or by TRACER, ‖ε‖ is NaN.
 
         Raises:
             RuntimeError: There was no whole step yet.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from sharpkern.covariance import Tracer
+from sharpkern.backend.reference.philox import normals
+from sharpkern.covariance import Learned, Tracer
 from sharpkern.perturbation import Launch
 
 # Gradients of this many bytes are kept after the step without being asked for.
@@ -67,6 +68,11 @@ class Record:
         self._first = Gradients([x.tensors.gradients for x in launches], owned, self._asked)
         self._second, self._tracked, self._losses = None, tracked, (None, None)
 
+    def none(self) -> None:
+        """There is no first pass in this step."""
+        self._first = self._second = None
+        self._losses = (None, None)
+
     def second(self, launches: Sequence[Launch]) -> None:
         """Takes up the gradients of the second pass."""
         owned = sum(x.tensors.gradient_bytes for x in launches) <= KEPT_BYTES
@@ -84,6 +90,21 @@ class Record:
         if g is None or (stored is not None and self._tracked):
             return stored
         return launch.covariance.fisher(g.to(launch.tensors.state_dtype), stored)
+
+    def _epsilon(self, launch: Launch, i: int, g: Tensor | None, scale: Tensor) -> Tensor:
+        """The perturbation of one parameter in the last step; NaN where the s that it was taken with has moved on."""
+        t = launch.tensors
+        w0 = t.saved[i].to(t.state_dtype)
+        if g is None and (self._first is not None or not launch.noise):
+            return torch.zeros_like(w0, dtype=torch.float64)
+        if isinstance(launch.covariance, (Learned, Tracer)):
+            return torch.full_like(w0, float("nan"), dtype=torch.float64)
+        s = launch.covariance.s(w0, self._fisher(launch, i, g)).double()
+        epsilon = torch.zeros_like(s) if g is None else scale * s * g
+        if launch.noise:
+            sigma = launch.noise * float(launch.rho)
+            epsilon = epsilon + sigma * s.sqrt() * normals(t.seed, int(cast(Tensor, t.draw)) - 1, t.start[i], w0)
+        return epsilon
 
     @torch.no_grad()
     def covariance(self, index: int, launch: Launch, perturbed: bool) -> Iterator[tuple[Tensor, Tensor]]:
@@ -109,7 +130,7 @@ class Record:
     def diagnostics(self, launches: Sequence[Launch], total: Tensor | None) -> dict[str, Tensor]:
         """See `SharpnessAware.diagnostics`."""
         self._asked = True
-        if self._first is None or self._second is None or total is None:
+        if self._second is None or total is None:
             raise RuntimeError(
                 "diagnostics() wants a whole step before it: call step(closure), or first_step() and second_step()"
             )
@@ -117,7 +138,8 @@ class Record:
         figures = dict.fromkeys(("grad_norm", "perturbation_norm", "loss_gap", "gradient_cosine"), nan)
         loss, perturbed = (torch.as_tensor(nan if x is None else x).detach().to(total) for x in self._losses)
         figures["loss_gap"] = perturbed - loss
-        first, second = self._first.lists(), self._second.lists()
+        second = self._second.lists()
+        first = [[None] * len(x.tensors.params) for x in launches] if self._first is None else self._first.lists()
         if first is None:
             return figures
         squares = torch.zeros((4,), dtype=torch.float64, device=total.device)  # g², ε², g2², g g2
@@ -125,17 +147,17 @@ class Record:
             own = launch.tensors.total
             scale = torch.where(own > 0, launch.rho / own.sqrt(), 0.0)
             for i, g in enumerate(first[row]):
+                squares[1] += self._epsilon(launch, i, g, launch.worst * scale).square().sum().to(total.device)
                 if g is not None:
-                    w0 = launch.tensors.saved[i].to(launch.tensors.state_dtype)
-                    sg = launch.covariance.s(w0, self._fisher(launch, i, g)) * g
                     squares[0] += g.double().square().sum().to(total.device)
-                    squares[1] += (scale * sg.double()).square().sum().to(total.device)
                 g2 = second[row][i] if second is not None else None
                 if g2 is not None:
                     squares[2] += g2.double().square().sum().to(total.device)
                     if g is not None:
                         squares[3] += (g.double() * g2.double()).sum().to(total.device)
-        figures["grad_norm"], figures["perturbation_norm"] = squares[0].sqrt(), squares[1].sqrt()
-        if second is not None:
+        figures["perturbation_norm"] = squares[1].sqrt()
+        if self._first is not None:
+            figures["grad_norm"] = squares[0].sqrt()
+        if second is not None and self._first is not None:
             figures["gradient_cosine"] = squares[3] / (squares[0].sqrt() * squares[2].sqrt())
         return figures

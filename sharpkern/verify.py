@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sharpkern import ops
 from sharpkern.base import SGD, Adam
-from sharpkern.correction import Correction, Natural
-from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity
+from sharpkern.correction import Correction, Drawn, Estimated, Natural, Traced
+from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity, Learned, Tracer
 from sharpkern.tensors import Tensors
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -24,6 +24,10 @@ COVARIANCES: tuple[Covariance, ...] = (
     Fisher(0.5, "additive"),
     Fisher(10.0, "inverse", 0.9),
     Fisher(0.5, "additive", 0.9),
+    Learned(0.3, 0.1, 2.0),
+    Learned(0.05, 0.1, 2.0, log=False),
+    Tracer(0.3),
+    Tracer(0.3, adam=0.9),
 )
 UPDATES: tuple[SGD | Adam, ...] = (
     SGD(0.1, weight_decay=0.01),
@@ -36,13 +40,19 @@ CORRECTIONS: tuple[Correction | None, ...] = (
     None,
     Natural(Fisher(10.0, "inverse", 1.0)),
     Natural(Fisher(0.5, "additive", 1.0)),
+    Drawn(Learned(0.3, 0.1, 2.0)),
+    Drawn(Learned(0.05, 0.1, 2.0, log=False)),
+    Traced(Tracer(0.3, beta=0.2), 0.1, 20.0, False),
+    Traced(Tracer(0.3, adam=0.9), 0.1, 20.0, True),
 )
+PAIRS = 3
 SIZES = (1, 7, 64, 1000, 4097, 40001)
 
 # In units in the last place of the output's dtype, at the size of what was added up: arithmetic of a few roundings.
 BOUND = 4.0
 # The norm rounds to float32 once a term and adds 2048 of them in 64 lanes before it turns to float64.
 NORM_BOUND = 16.0
+LARGEST = 6.7  # of all normal numbers that are drawn
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,11 @@ def _lists(dtype: torch.dtype, place: _Place) -> Tensors:
     t.allocate_saved()
     t.set_source()
     t.steps += 3
-    t.fisher = [draw(n, 0.1).square().to(t.state_dtype) for n in SIZES]
+    t.fisher = [(0.01 + draw(n, 0.1).square()).to(t.state_dtype) for n in SIZES]
+    t.first = [draw(n, 0.3).to(dtype) for n in SIZES]
+    t.pairs = draw(2 * PAIRS, 0.3).reshape(2, PAIRS)
+    t.seed, t.draw = 2**40 + 3, torch.tensor(5, device=place.device)
+    t.start = [8 * sum(SIZES[:i]) for i in range(len(SIZES))]
     t.m = [draw(n, 0.2).to(t.state_dtype) for n in SIZES]
     t.v = [draw(n, 0.2).square().to(t.state_dtype) for n in SIZES]
     for w, w0 in zip(t.weights, t.saved, strict=True):
@@ -130,6 +144,10 @@ def _twin(t: Tensors) -> Tensors:
     twin.saved = wide(t.saved)
     twin.set_source()
     twin.steps += t.steps.cpu()
+    twin.pairs = None if t.pairs is None else t.pairs.cpu()
+    twin.seed, twin.start = t.seed, t.start
+    twin.draw = None if t.draw is None else t.draw.to("cpu", copy=True)
+    twin.first = wide(t.first)
     twin.fisher, twin.m, twin.v = wide(t.fisher), wide(t.m), wide(t.v)
     return twin
 
@@ -137,10 +155,13 @@ def _twin(t: Tensors) -> Tensors:
 def _magnitudes(t: Tensors) -> Tensors:
     """The same in float64 without signs: an update of these, with -lr, gives the size of what the update adds up."""
     twin = _twin(t)
-    for row in (twin.weights, twin.saved, twin.gradients, twin.m):
+    for row in (twin.weights, twin.saved, twin.gradients, twin.m, twin.first):
         for x in row:
             if x is not None:
                 x.abs_()
+    for x in twin.first:
+        if x is not None:
+            x.neg_()  # g2 - g
     return twin
 
 
@@ -163,6 +184,10 @@ def _copies(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
 
 def _formula(covariance: Covariance) -> str:
     """The name under which a covariance is listed."""
+    if isinstance(covariance, Learned):
+        return covariance.kernel + ("" if covariance.log else "_direct")
+    if isinstance(covariance, Tracer):
+        return covariance.kernel + ("_adam" if covariance.adam else "")
     if not isinstance(covariance, Fisher):
         return covariance.kernel
     return covariance.damping + ("" if covariance.batch else "_average")
@@ -188,6 +213,39 @@ def _norm_rows(dtype: torch.dtype, place: _Place) -> Iterator[Row]:
         yield place.row("ascend_", _formula(covariance), dtype, max(errors), BOUND)
 
 
+def _noise_rows(dtype: torch.dtype, place: _Place) -> Iterator[Row]:
+    """Noise is float32 whatever the weights: its error is measured at its largest possible value."""
+    rho, noise = 2.0, 0.3
+    for covariance in (Identity(), Learned(0.3)):
+        t = _lists(dtype, place)
+        twin = _twin(t)
+        place.ops.ascend_(t, covariance, rho, None, True, 0.0, noise)
+        ops.load("reference").ascend_(twin, covariance, rho, None, True, 0.0, noise)
+        errors = []
+        for x, y, f in zip(t.weights, twin.weights, twin.fisher, strict=True):
+            size = LARGEST * rho * noise * (1.0 if f is None or not covariance.state else float(f.max()) ** 0.5)
+            unit = torch.finfo(torch.float32).eps * size + torch.finfo(dtype).eps * y.abs()
+            errors.append(float(((x.cpu().double() - y).abs() / unit).max()))
+        yield place.row("ascend_", f"noise × {_formula(covariance)}", dtype, max(errors), BOUND)
+
+    t = _lists(dtype, place)
+    twin, estimated, one = _twin(t), Estimated(0.5, 0.1, 0.3), torch.ones((), dtype=torch.float64)
+    place.ops.descend_(t, SGD(1.0), estimated, place.scalar(one), None)
+    ops.load("reference").descend_(twin, SGD(1.0), estimated, one, None)
+    assert t.pairs is not None
+    weights, utilities = t.pairs.cpu().double().abs().sum(1).tolist()
+    errors = []
+    for x, y, f, wanted in zip(t.weights, twin.weights, t.fisher, twin.fisher, strict=True):
+        assert f is not None
+        assert wanted is not None
+        size = LARGEST * weights / (0.5 * 0.1 * 0.1)  # s is 0.01 or more
+        unit = torch.finfo(torch.float32).eps * size + torch.finfo(dtype).eps * y.abs()
+        errors.append(float(((x.cpu().double() - y).abs() / unit).max()))
+        unit = torch.finfo(torch.float32).eps * wanted * (1 + 0.5 * 0.3 * utilities * LARGEST**2)
+        errors.append(float(((f.cpu().double() - wanted).abs() / unit).max()))
+    yield place.row("descend_", "sgd × estimated", dtype, max(errors), BOUND)
+
+
 def _update_rows(dtype: torch.dtype, place: _Place) -> Iterator[Row]:
     backend, reference = place.ops, ops.load("reference")
     one = torch.ones((), dtype=torch.float64)
@@ -202,8 +260,10 @@ def _update_rows(dtype: torch.dtype, place: _Place) -> Iterator[Row]:
             _error(t.weights, twin.weights, size.weights),
             _error(t.m, twin.m, size.m),
             _error(t.v, twin.v, size.v),
+            _error(t.fisher, twin.fisher, size.fisher),
         ]
-        formula = update.kernel + ("" if correction is None else f" × {correction.kernel}")
+        name = "adamw" if isinstance(update, Adam) and update.decoupled else update.kernel
+        formula = name + ("" if correction is None else f" × {correction.kernel}")
         yield place.row("descend_", formula, dtype, max(errors), BOUND)
 
     t = _lists(dtype, place)
@@ -229,4 +289,5 @@ def run(seed: int = 0) -> Iterator[Row]:
             if ops.load(status.name).why_not(torch.device(status.device), {dtype}) is None:
                 place = _Place(status.name, status.device, generator)
                 yield from _norm_rows(dtype, place)
+                yield from _noise_rows(dtype, place)
                 yield from _update_rows(dtype, place)

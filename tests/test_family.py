@@ -507,6 +507,30 @@ def test_tracer_and_missing_gradients(half: int, backend: str) -> None:
     assert not exactly(params[0], before[0])
 
 
+@pytest.mark.parametrize("make", [RandomSAM, MixSAM, VariationalSAM, MFVI, TRACER])
+def test_diagnostics_say_what_can_be_known(make: Any, backend: str) -> None:
+    problem = Problem()
+    optimizer = make(problem.params, backend=backend, lr=0.1, **({} if make is TRACER else {"rho": 0.3}))
+    before, norm = weights(problem), problem.gradient().norm()
+    seen = []
+
+    def closure() -> Tensor:
+        seen.append(weights(problem) - before)
+        return problem.closure(optimizer)()
+
+    optimizer.step(closure)
+    figures = optimizer.diagnostics()
+    two = make.backward_passes() == 2
+    for name in ("grad_norm", "gradient_cosine", "loss_gap"):
+        assert figures[name].isfinite() == two, name
+    if two:
+        torch.testing.assert_close(figures["grad_norm"], norm)
+    if make in {RandomSAM, MixSAM}:
+        torch.testing.assert_close(figures["perturbation_norm"], seen[-1].norm(), rtol=1e-5, atol=0)
+    else:
+        assert figures["perturbation_norm"].isnan()
+
+
 # m-sharpness, Table 2 of [V], bad input ---------------------------------------------------------------------------
 
 

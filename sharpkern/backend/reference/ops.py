@@ -106,7 +106,7 @@ def descend_(t: Tensors, update: Update, correction: Correction | None, total: T
             if w0 is not w:
                 w.copy_(w0)
             continue
-        first = t.first[i]
+        first = t.first[i] if correction is not None and correction.first else None
         new = update(w0.to(g.dtype), g, t.m[i], t.v[i], t.steps[i], None if first is None else first.to(g.dtype))
         if t.master:
             t.saved[i].copy_(new)
