@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sysconfig
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import cases
 import pytest
@@ -30,6 +30,43 @@ from cases import (
 )
 from compiled import CUDA, HOST, compiler, folder, run
 from conftest import ON_CPU
+from test_evolution import (  # ruff: ignore[unused-import]  these run here too, with the backend below
+    test_a_loss_that_is_not_finite_skips_the_step,
+    test_a_resumed_run_is_the_same,
+    test_in_place_estimates_alike,
+    test_in_place_keeps_no_copy_and_drifts_by_rounding,
+    test_learned_s_moves_as_stated,
+    test_learned_s_narrows_where_the_loss_is_steep,
+    test_passes_are_forward_alone_and_antithetic,
+    test_the_estimate_is_the_same_on_every_backend,
+    test_the_loss_falls,
+    test_the_way_back_is_exact,
+)
+from test_family import (  # ruff: ignore[unused-import]
+    Problem,
+    test_a_mixture_is_the_sum_of_its_parts,
+    test_a_resumed_run_draws_the_same_noise,
+    test_adam_tracer_is_its_definition,
+    test_backends_draw_the_same_noise,
+    test_every_method_keeps_masters,
+    test_every_method_lowers_the_loss,
+    test_mfvi_descends_the_reparametrised_loss,
+    test_mixtures_end_at_sam_and_random_sam,
+    test_noise_has_the_length_rho_and_differs_everywhere,
+    test_one_part_is_the_step,
+    test_one_pass_gives_the_loss_where_it_was,
+    test_s_stays_positive_and_finite,
+    test_sgd_tracer_is_its_definition,
+    test_the_difference_agrees_to_the_order_of_the_radius,
+    test_the_first_step_is_the_simpler_method,
+    test_the_prior_on_the_mean_is_weight_decay_that_is_not_decoupled,
+    test_tracer_and_missing_gradients,
+    test_tracer_does_not_see_the_scale_of_coordinates,
+    test_tracer_without_penalty_is_the_base_optimizer,
+    test_variational_sam_descends_its_own_loss,
+    test_without_learning_it_stays_the_simpler_method,
+    weights,
+)
 from test_ops import (  # ruff: ignore[unused-import]  these run here too, with the backend below
     test_a_gradient_that_is_not_finite_changes_nothing,
     test_an_empty_tensor_counts_its_updates,
@@ -48,10 +85,11 @@ from test_ops import (  # ruff: ignore[unused-import]  these run here too, with 
 )
 from torch import Tensor
 
-from sharpkern import ops
+from sharpkern import TRACER, EvolutionStrategies, MixSAM, RandomSAM, VariationalSAM, ops
 from sharpkern.backend import reference
 from sharpkern.base import SGD, Number, Update
-from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity
+from sharpkern.correction import Correction, Drawn, Estimated, Natural, Traced
+from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity, Learned, Tracer
 from sharpkern.tensors import Tensors
 
 FLAGS = (
@@ -59,6 +97,7 @@ FLAGS = (
     f" -Wno-unknown-pragmas -I {HOST} -include cuda_runtime.h"
 )
 SIZES = (0, 1, 3, 4, 7, 8, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097)
+NAME = "cuda on the host"
 
 
 @pytest.fixture(scope="session")
@@ -96,14 +135,17 @@ class Kernels:
         """A table with all that is known of the list, and a workspace of its own."""
         names = [str(dtype).removeprefix("torch.") for dtype in (t.dtype, t.gradient_dtype)]
         table = self.extension.CudaTable([w.numel() for w in t.weights], *names, t.master, 0)
-        rows = {"weight": t.weights, "saved": t.saved, "source": t.source, "fisher": t.fisher, "m": t.m, "v": t.v}
-        for row, tensors in rows.items():
+        rows = {"weight": t.weights, "saved": t.saved, "source": t.source, "first": t.first, "fisher": t.fisher}
+        for row, tensors in {**rows, "m": t.m, "v": t.v}.items():
             if tensors:
                 table.set(row, [0 if x is None else x.data_ptr() for x in tensors])
-        table.set("gradient", t.gradient_addresses)
+        if t.gradient_addresses:
+            table.set("gradient", t.gradient_addresses)
         table.set_steps(t.steps.data_ptr())
         if t.draw is not None:
-            table.set_noise(t.draw.data_ptr(), t.seed, t.start)
+            table.set_noise(t.draw.data_ptr(), t.seed, t.start, t.stochastic)
+        if t.pairs is not None:
+            table.set_pairs(t.pairs.data_ptr(), t.pairs.shape[1])
         self.workspace = torch.zeros(2 + self.partials, dtype=torch.float64)
         table.set_workspace(self.workspace.data_ptr(), self.workspace.nbytes)
         return table
@@ -121,19 +163,31 @@ class Kernels:
         table.sq_norm(0, covariance.kernel, covariance.scalars, total.data_ptr(), add)
         self._done(table)
 
-    def ascend_(self, t: Tensors, covariance: Covariance, rho: Number, total: Tensor, track: bool) -> None:
-        """w0 ← w, w ← w + rho s g / sqrt(total)."""
-        table = self.table(t)
-        table.ascend(0, covariance.kernel, covariance.scalars, self._number(rho), total.data_ptr(), track)
+    def ascend_(
+        self,
+        t: Tensors,
+        covariance: Covariance,
+        rho: Number,
+        total: Tensor | None,
+        track: bool,
+        worst: float = 1.0,
+        noise: float = 0.0,
+        again: int | None = None,
+    ) -> None:
+        """w0 ← w, w ← w + rho (worst s g / sqrt(total) + noise sqrt(s) η)."""
+        table, formula = self.table(t), (covariance.kernel, covariance.scalars)
+        address, number = 0 if total is None else total.data_ptr(), -1 if again is None else again
+        table.ascend(0, *formula, self._number(rho), address, track, worst, noise, number)
         self._done(table)
 
     def descend_(
-        self, t: Tensors, update: Update, natural: Covariance | None, total: Tensor, second: Tensor | None
+        self, t: Tensors, update: Update, correction: Correction | None, total: Tensor, second: Tensor | None
     ) -> None:
         """w ← update(w0, g)."""
-        table, formula = self.table(t), (natural.kernel, natural.scalars) if natural else ("", ())
+        table, name = self.table(t), "" if correction is None else correction.kernel
+        scalars = () if correction is None else [self._number(x) for x in correction.scalars]
         sums = total.data_ptr(), 0 if second is None else second.data_ptr()
-        table.descend(0, update.kernel, [self._number(x) for x in update.options], *formula, *sums)
+        table.descend(0, update.kernel, [self._number(x) for x in update.options], name, scalars, *sums)
         self._done(table)
 
     def restore_(self, t: Tensors, total: Tensor) -> None:
@@ -143,7 +197,14 @@ class Kernels:
         self._done(table)
 
 
-@pytest.fixture(params=["aligned", "misaligned"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Whole methods run once; the ops run with all tensors at 16-byte boundaries, and with none."""
+    if "kernels" in metafunc.fixturenames:
+        whole = metafunc.function.__module__ in {"test_family", "test_evolution"}
+        metafunc.parametrize("kernels", ["aligned"] if whole else ["aligned", "misaligned"], indirect=True)
+
+
+@pytest.fixture
 def kernels(request: pytest.FixtureRequest, extension: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Kernels:
     """The ops, with all tensors at 16-byte boundaries or none."""
     if request.param == "aligned":
@@ -153,9 +214,10 @@ def kernels(request: pytest.FixtureRequest, extension: ModuleType, monkeypatch: 
 
 @pytest.fixture
 def backend(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What the tests of the contract run on."""
-    monkeypatch.setattr(ops, "load", lambda name: kernels)
-    return "cuda on the host"
+    """What the tests of the contract run on: a backend of that name, besides the others."""
+    load = ops.load
+    monkeypatch.setattr(ops, "load", lambda name: kernels if name == NAME else load(name))
+    return NAME
 
 
 @pytest.fixture(autouse=True)
@@ -254,6 +316,12 @@ def short(sizes: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
     return [(torch.randint(-127, 128, (n,)) / 64).to(dtype) for n in sizes]
 
 
+def draws(t: Tensors) -> None:
+    """Lets a list draw random numbers."""
+    t.draw, t.seed = torch.tensor(41), 0x123456789ABCDEF
+    t.start = [0, *itertools.accumulate(-(-w.numel() // 8) * 8 for w in t.weights[:-1])]
+
+
 class Pair:
     """Two equal lists with masters, or with the draws of stochastic rounding: for the kernels and for the reference."""
 
@@ -280,8 +348,8 @@ class Pair:
             t.m = [torch.zeros(n) for n in sizes]
             t.fisher = [torch.arange(n) % 2 * 2.0 + 1 for n in sizes]  # 1 and 3: 1/(1 + f) is exact
             if draw:
-                t.draw, t.seed = torch.tensor(41), 0x123456789ABCDEF
-                t.start = [0, *itertools.accumulate(-(-n // 8) * 8 for n in sizes[:-1])]
+                draws(t)
+                t.stochastic = True
             self.lists.append(t)
 
     def equal(self) -> None:
@@ -314,7 +382,7 @@ def test_masters_and_stochastic_rounding_are_the_references(
         pair.equal()
         assert not draw or pair.lists[0].draw == 42
         for backend, t in zip((kernels, reference), pair.lists, strict=True):
-            for natural in (None, Fisher(1.0, "inverse", 1.0)):
+            for natural in (None, Natural(Fisher(1.0, "inverse", 1.0))):
                 backend.descend_(t, SGD(2.0**-7, momentum=0.5), natural, scalar(1.0), None)
         pair.equal()
         for backend, t in zip((kernels, reference), pair.lists, strict=True):
@@ -357,7 +425,10 @@ def test_what_a_table_refuses(extension: ModuleType) -> None:
     for call, message in (
         (lambda: table("bfloat16", "float16").sq_norm(0, "adaptive", (0.0,), total, False), "bfloat16 and float16"),
         (lambda: table().sq_norm(0, "no such", (), total, False), "no formula no such"),
-        (lambda: table().ascend(0, "identity", [0.0] * 4, 0.1, total, False), "more scalars"),
+        (lambda: table().ascend(0, "identity", [0.0] * 7, 0.1, total, False, 1.0, 0.0, -1), "more scalars"),
+        (lambda: table().ascend(0, "identity", (), 0.1, total, False, 0.5, 0.5, -1), "want set_noise before"),
+        (lambda: table().ascend(0, "identity", (), 0.1, 0, False, 0.0, 1.0, -1), "want set_noise before"),
+        (lambda: table().descend(0, "sgd", [0.0] * 5, "estimated", (), total, 0), "want set_pairs and set_noise"),
         (lambda: table().descend(0, "sgd", [0.0] * 5, "no such", (), total, 0), "no formula no such"),
         (lambda: table(workspace=False).restore(0, total), "set_workspace comes first"),
         (lambda: table().set_workspace(memory.data_ptr(), 16), "more bytes"),

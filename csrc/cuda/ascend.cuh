@@ -10,13 +10,13 @@ template <class R, class Covariance>
 struct Ascent {
   Covariance covariance;
   R scale, sigma;
-  bool still;  // w + 0 would turn -0 into 0
+  bool still;  // w stays: w + 0 would turn -0 into 0
 
   __device__ __forceinline__ static Ascent of(const Header& header, bool noise, double total, float step) {
     const double rho = read(header.base[0]), scale = total > 0 ? read(header.base[1]) * rho / sqrt(total) : 0;
     const double sigma = noise ? read(header.base[2]) * rho : 0;
     return {Covariance(Doubles<kFormulaScalars>(header.formula).x, double(step)), R(scale), R(sigma),
-            scale == 0 && sigma == 0};
+            scale == 0 && sigma == 0 && header.again < 0};
   }
 };
 
@@ -39,6 +39,7 @@ __device__ __forceinline__ void ascend_all(const Launch<kBytes>& launch) {
         [&] { return Ascent<R, Covariance>::of(launch, noise, total, launch.steps[p.tensor]); });
     const bool master = sizeof(W) == 2 && launch.master, again = launch.again >= 0;
     W* weight = elements<W>(launch, 0, p);
+    const W* from = elements<const W>(launch, again, p);  // and if it is the copy, it is written as it was
     W* saved = elements<W>(launch, 1, p);
     const float* exact = elements<const float>(launch, 1, p);
     const G* gradient = worst ? elements<const G>(launch, 2, p) : nullptr;
@@ -50,17 +51,17 @@ __device__ __forceinline__ void ascend_all(const Launch<kBytes>& launch) {
     for_each_run<kLength>(p.count, aligned(launch, kRows + launch.first, p), threadIdx.x, [&](auto length, int i) {
       constexpr int n = decltype(length)::value;
       R w[n], g[n] = {}, f[n] = {}, eta[n] = {};
-      if (master || again) {
-        load_exact(master, saved + i, exact + i, w);
+      if (opaque(master)) {
+        load_exact(true, from + i, exact + i, w);
       } else {
-        const auto copy = load<n>(weight + i);
+        const auto copy = load<n>(from + i);
         store(saved + i, copy);
         unpack(copy, w);
       }
       if constexpr (worst) {
-        if (first) store(first + i, load<n>(gradient + i));
+        if (opaque(first)) store(first + i, load<n>(gradient + i));
       }
-      if (!kMoves && ascent.still && !again) return;
+      if (!kMoves && ascent.still) return;
       if constexpr (worst) load(gradient + i, g);
       if constexpr (kState) load(fisher + i, f);
       if constexpr (noise) draw_normals(launch.seed, draw, start + i, eta);
@@ -68,11 +69,11 @@ __device__ __forceinline__ void ascend_all(const Launch<kBytes>& launch) {
       for (int j = 0; j < n; ++j)
         w[j] = ascend_at<worst, noise>(ascent.covariance, ascent.scale, ascent.sigma, w[j], g[j], eta[j], f[j]);
       if constexpr (kMoves) {
-        if (launch.track) store(fisher + i, f);
+        if (opaque(launch.track)) store(fisher + i, f);
       }
-      if (ascent.still && !again) return;
+      if (ascent.still) return;
       if constexpr (sizeof(W) == 2) {
-        if (launch.stochastic) round_at_random<W>(w, launch.seed, start + i, draw);
+        if (opaque(launch.stochastic)) round_at_random<W>(w, launch.seed, start + i, draw);
       }
       store(weight + i, w);
     });
@@ -81,7 +82,7 @@ __device__ __forceinline__ void ascend_all(const Launch<kBytes>& launch) {
 }
 
 template <class Covariance, class W, class G, int kBytes>
-__global__ void __launch_bounds__(kThreads) ascend_kernel(const __grid_constant__ Launch<kBytes> launch) {
+__global__ void __launch_bounds__(kThreads, !Covariance::kState ? 0 : sizeof(W) == 8 ? 2 : 4) ascend_kernel(const __grid_constant__ Launch<kBytes> launch) {
   ascend_all<true, false, Covariance, W, G>(launch);
 }
 

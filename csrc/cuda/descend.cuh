@@ -48,12 +48,12 @@ __device__ __forceinline__ void descend_all(const Launch<kBytes>& launch) {
     for_each_run<kLength>(p.count, aligned(launch, rows + Correction::kFirst, p), threadIdx.x, [&](auto length, int i) {
       constexpr int n = decltype(length)::value;
       R w[n], g[n], m[n] = {}, v[n] = {}, first[n] = {};
-      load_exact(master, source + i, exact + i, w);
+      load_exact(opaque(master), source + i, exact + i, w);
       load(gradient + i, g);
       if constexpr (kStates > 0) load(one + i, m);
       if constexpr (kStates > 1) load(two + i, v);
       if constexpr (Correction::kFirst) load(before + i, first);
-      if (state) {
+      if (opaque(state)) {
         R f[n], moved[n] = {};
         load(kept + i, f);
         if constexpr (Correction::kEpsilon) load(weight + i, moved);
@@ -71,7 +71,7 @@ __device__ __forceinline__ void descend_all(const Launch<kBytes>& launch) {
       if constexpr (kStates > 0) store(one + i, m);
       if constexpr (kStates > 1) store(two + i, v);
       if constexpr (sizeof(W) == 2) {
-        if (master) store(saved + i, w);
+        if (opaque(master)) store(saved + i, w);
       }
       store(weight + i, w);
     });
@@ -87,12 +87,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(W) == 8 ? 2 : 0) descend_kern
 }
 
 template <class Base, class W, class G, int kBytes>
-__global__ void __launch_bounds__(kThreads, sizeof(W) == 8 ? 2 : 0) drawn_kernel(const __grid_constant__ Launch<kBytes> launch) {
+__global__ void __launch_bounds__(kThreads, 2) drawn_kernel(const __grid_constant__ Launch<kBytes> launch) {
   descend_all<Base, Drawn<Arithmetic<W>>, W, G>(launch);
 }
 
 template <class Base, class W, class G, int kBytes>
-__global__ void __launch_bounds__(kThreads, sizeof(W) == 8 ? 2 : 0) traced_kernel(const __grid_constant__ Launch<kBytes> launch) {
+__global__ void __launch_bounds__(kThreads, 2) traced_kernel(const __grid_constant__ Launch<kBytes> launch) {
   descend_all<Base, Traced<Arithmetic<W>>, W, G>(launch);
 }
 
