@@ -51,7 +51,7 @@ __device__ __forceinline__ void ascend_all(const Launch<kBytes>& launch) {
     for_each_run<kLength>(p.count, aligned(launch, kRows + launch.first, p), threadIdx.x, [&](auto length, int i) {
       constexpr int n = decltype(length)::value;
       R w[n], g[n] = {}, f[n] = {}, eta[n] = {};
-      if (opaque(master)) {
+      if (master) {
         load_exact(true, from + i, exact + i, w);
       } else {
         const auto copy = load<n>(from + i);
@@ -69,11 +69,11 @@ __device__ __forceinline__ void ascend_all(const Launch<kBytes>& launch) {
       for (int j = 0; j < n; ++j)
         w[j] = ascend_at<worst, noise>(ascent.covariance, ascent.scale, ascent.sigma, w[j], g[j], eta[j], f[j]);
       if constexpr (kMoves) {
-        if (opaque(launch.track)) store(fisher + i, f);
+        if (launch.track) store(fisher + i, f);
       }
       if (ascent.still) return;
       if constexpr (sizeof(W) == 2) {
-        if (opaque(launch.stochastic)) round_at_random<W>(w, launch.seed, start + i, draw);
+        if (launch.stochastic) round_at_random<W>(w, launch.seed, start + i, draw);
       }
       store(weight + i, w);
     });
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, !Covariance::kState ? 0 : sizeof(W) 
 }
 
 template <class Covariance, class W, class G, int kBytes>
-__global__ void __launch_bounds__(kThreads) mixed_kernel(const __grid_constant__ Launch<kBytes> launch) {
+__global__ void __launch_bounds__(kThreads, 2) mixed_kernel(const __grid_constant__ Launch<kBytes> launch) {
   ascend_all<true, true, Covariance, W, G>(launch);
 }
 

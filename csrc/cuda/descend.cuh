@@ -48,12 +48,12 @@ __device__ __forceinline__ void descend_all(const Launch<kBytes>& launch) {
     for_each_run<kLength>(p.count, aligned(launch, rows + Correction::kFirst, p), threadIdx.x, [&](auto length, int i) {
       constexpr int n = decltype(length)::value;
       R w[n], g[n], m[n] = {}, v[n] = {}, first[n] = {};
-      load_exact(opaque(master), source + i, exact + i, w);
+      load_exact(master, source + i, exact + i, w);
       load(gradient + i, g);
       if constexpr (kStates > 0) load(one + i, m);
       if constexpr (kStates > 1) load(two + i, v);
       if constexpr (Correction::kFirst) load(before + i, first);
-      if (opaque(state)) {
+      if (state) {
         R f[n], moved[n] = {};
         load(kept + i, f);
         if constexpr (Correction::kEpsilon) load(weight + i, moved);
@@ -71,7 +71,7 @@ __device__ __forceinline__ void descend_all(const Launch<kBytes>& launch) {
       if constexpr (kStates > 0) store(one + i, m);
       if constexpr (kStates > 1) store(two + i, v);
       if constexpr (sizeof(W) == 2) {
-        if (opaque(master)) store(saved + i, w);
+        if (master) store(saved + i, w);
       }
       store(weight + i, w);
     });

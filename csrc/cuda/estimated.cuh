@@ -55,14 +55,14 @@ __global__ void __launch_bounds__(kThreads) estimated_kernel(const __grid_consta
     R w[n], m[n] = {}, v[n] = {}, s[n];
 #pragma unroll
     for (int j = 0; j < n; ++j) s[j] = R(1);
-    if (opaque(state)) load(kept + i, s);
+    if (state) load(kept + i, s);
 #pragma unroll
     for (int j = 0; j < n; ++j) {
       g[j] = estimation.estimated.gradient(g[j], s[j]);
       s[j] = estimation.estimated.moved(s[j], slope[j]);
     }
-    if (opaque(state)) store(kept + i, s);
-    load_exact(opaque(master), source + i, exact + i, w);
+    if (state) store(kept + i, s);
+    load_exact(master, source + i, exact + i, w);
     if constexpr (kStates > 0) load(one + i, m);
     if constexpr (kStates > 1) load(two + i, v);
 #pragma unroll
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) estimated_kernel(const __grid_consta
     if constexpr (kStates > 0) store(one + i, m);
     if constexpr (kStates > 1) store(two + i, v);
     if constexpr (sizeof(W) == 2) {
-      if (opaque(master)) store(saved + i, w);
+      if (master) store(saved + i, w);
     }
     store(weight + i, w);
   });
