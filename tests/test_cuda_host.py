@@ -12,7 +12,7 @@ import itertools
 import sysconfig
 from collections.abc import Callable, Collection, Iterator, Sequence
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import cases
 import pytest
@@ -30,6 +30,7 @@ from cases import (
 )
 from compiled import CUDA, HOST, compiler, folder, run
 from conftest import ON_CPU
+from oracles import spacing
 from test_evolution import (  # ruff: ignore[unused-import]  these run here too, with the backend below
     test_a_loss_that_is_not_finite_skips_the_step,
     test_a_resumed_run_is_the_same,
@@ -85,6 +86,7 @@ from test_ops import (  # ruff: ignore[unused-import]  these run here too, with 
 )
 from torch import Tensor
 
+import sharpkern
 from sharpkern import TRACER, EvolutionStrategies, MixSAM, RandomSAM, VariationalSAM, ops
 from sharpkern.backend import reference
 from sharpkern.base import SGD, Number, Update
@@ -409,6 +411,283 @@ def test_scalars_are_read_where_they_lie(dtype: torch.dtype, kernels: Kernels) -
         cases_.append(case)
     for row, arena in cases_[0].arenas.items():
         assert exactly(arena.flat(), cases_[1].arenas[row].flat()), row
+
+
+# Noise, corrections, evolution strategies, against the CPU's kernels ------------------------------------------------
+
+CPU = ops.load("native" if ON_CPU["native"].usable else "reference")
+FAMILY: dict[str, Covariance] = {
+    "identity": Identity(),
+    "adaptive": Adaptive(0.01),
+    "fisher": Fisher(10.0),
+    "average": Fisher(0.5, "additive", 0.3),
+    "learned": Learned(0.3, 0.2, 0.5),
+    "learned-direct": Learned(0.01, 0.2, 0.5, log=False),
+    "tracer": Tracer(0.3, 0.2),
+    "tracer-adam": Tracer(0.3, adam=0.9),
+}
+CORRECTIONS: dict[str, tuple[Correction, Sequence[str]]] = {
+    "drawn": (Drawn(Learned(0.3, 0.2, 0.5)), UPDATES),
+    "drawn-direct": (Drawn(Learned(0.01, 0.2, 0.5, log=False)), ("momentum",)),
+    "traced": (Traced(Tracer(0.3, 0.2), 0.1, 20.0, False), UPDATES),
+    "traced-preconditioned": (Traced(Tracer(0.3, 0.2), 0.1, 20.0, True), ("sgd", "nesterov", "adam")),
+    "traced-exact": (Traced(Tracer(0.3, 0.2), 0.1, 0.0, True), ("momentum",)),
+    "traced-adam": (Traced(Tracer(0.3, adam=0.9), 0.1, 20.0, True), ("adam", "adam-decay", "adamw")),
+}
+MAIN = ("f32", "bf16", "f64", "f16", "bf16-f32", "f32-bf16")
+main = pytest.mark.parametrize("dtypes", MAIN)
+
+
+def twice(dtypes: str, seed: int, sizes: Sequence[int] = SIZES, perturbed: bool = False) -> list[Lists]:
+    """Two equal lists that draw and keep first gradients: for the kernels and for the CPU's. One gradient is missing."""
+    cases_ = []
+    for _ in range(2):
+        case = Lists(dtypes, seed, sizes, perturbed, missing=(6,))
+        draws(case.t)
+        case.t.first = [None if g is None or i == 9 else torch.zeros_like(g) for i, g in enumerate(case.t.gradients)]
+        cases_.append(case)
+    return cases_
+
+
+def close(one: Lists, other: Lists, first: bool = False) -> None:
+    """Everything is equal, but for what normal numbers of float32 and narrow weights are rounded by."""
+    assert exactly(one.t.steps, other.t.steps)
+    assert one.t.draw == other.t.draw
+    if first:
+        firsts = [(x, y) for x, y in zip(one.t.first, other.t.first, strict=True) if x is not None and y is not None]
+        assert all(exactly(x, y) for x, y in firsts)
+    assert one.changed() == other.changed()
+    for row, arena in one.arenas.items():
+        got, wanted = arena.flat().double(), other.arenas[row].flat().double()
+        assert torch.equal(got.isnan(), wanted.isnan()), row
+        got, wanted = got.nan_to_num(), wanted.nan_to_num()
+        allowed = 2e-6 * wanted.abs().max() + 1e-5 * wanted.abs()
+        if arena.buffer.dtype.itemsize == 2 and row == "weight":
+            allowed = allowed + spacing(torch.maximum(got.abs(), wanted.abs()), arena.buffer.dtype)
+        wrong = (got - wanted).abs() > allowed
+        assert not wrong.any(), (row, wrong.nonzero()[:5], got[wrong][:5], wanted[wrong][:5])
+
+
+@main
+@pytest.mark.parametrize("covariance", ["learned", "tracer", "tracer-adam"])
+def test_the_norms_of_the_family(covariance: str, dtypes: str, kernels: Kernels) -> None:
+    sums = [scalar(3.0), scalar(3.0)]
+    for backend, case, total in zip((kernels, CPU), twice(dtypes, 50, (*SIZES, 9000)), sums, strict=True):
+        backend.sq_norm(case.t, FAMILY[covariance], total, add=True)
+        assert not case.changed()
+    assert sums[0].item() == pytest.approx(sums[1].item(), rel=3e-6)
+
+
+def test_a_norm_over_several_chunks_knows_each_tensors_updates(extension: ModuleType) -> None:
+    one, other = twice("f32", 51, (*SIZES, 9000))
+    sums = [scalar(0.0), scalar(0.0)]
+    Kernels(extension, 2).sq_norm(one.t, FAMILY["tracer-adam"], sums[0])
+    CPU.sq_norm(other.t, FAMILY["tracer-adam"], sums[1])
+    assert sums[0].item() == pytest.approx(sums[1].item(), rel=3e-6)
+
+
+@main
+@pytest.mark.parametrize("total", [1.7, 0.0])
+@pytest.mark.parametrize("shares", [(1.0, 0.0), (0.6, 0.8), (0.0, 0.8)], ids=["worst", "mixed", "gaussian"])
+@pytest.mark.parametrize("covariance", FAMILY)
+def test_the_perturbations_of_the_family(
+    covariance: str, shares: tuple[float, float], total: float, dtypes: str, kernels: Kernels
+) -> None:
+    one, other = twice(dtypes, 52)
+    for backend, case in ((kernels, one), (CPU, other)):
+        sums = scalar(total) if shares[0] else None
+        backend.ascend_(case.t, FAMILY[covariance], 0.7, sums, total > 0, *shares)
+    close(one, other, first=True)
+    assert one.t.draw == (42 if total else 41)
+    assert shares == (0.0, 0.8) or all(
+        exactly(x, g) for x, g in zip(one.t.first, one.t.gradients, strict=True) if x is not None and g is not None
+    )
+
+
+@pytest.mark.parametrize("shares", [(1.0, 0.0), (0.0, 0.8)], ids=["worst", "gaussian"])
+@pytest.mark.parametrize("place", ["copy", "in place"])
+@main
+def test_again(dtypes: str, place: str, shares: tuple[float, float], kernels: Kernels) -> None:
+    """Another draw from where the weights stood, without a copy, or on top of what they are."""
+    pair = twice(dtypes, 53)
+    for backend, case in zip((kernels, CPU), pair, strict=True):
+        t, total = case.t, scalar(1.7) if shares[0] else None
+        if place == "copy":
+            backend.ascend_(t, FAMILY["learned"], 0.3, None, False, 0.0, 1.0)
+            t.set_source(everything=True)
+        else:
+            t.saved, t.source, t.handle = [], t.weights, None
+        for number in (0, 3):
+            backend.ascend_(t, FAMILY["learned"], 0.7, total, False, *shares, number)
+    close(*pair)
+    assert pair[0].t.draw == 41
+
+
+@pytest.mark.parametrize("stochastic", [False, True], ids=["nearest", "stochastic"])
+@pytest.mark.parametrize("worst", [0.0, 0.6])
+@pytest.mark.parametrize("weight", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("master", [False, True], ids=["copy", "master"])
+def test_noise_with_masters_and_stochastic_rounding(
+    master: bool, weight: torch.dtype, worst: float, stochastic: bool, extension: ModuleType
+) -> None:
+    for offset in (0, 3):
+        pair = Pair(weight, weight, master=master, draw=True, offset=offset)
+        for backend, t in zip((Kernels(extension), CPU), pair.lists, strict=True):
+            t.stochastic = stochastic
+            backend.ascend_(t, Learned(0.1), 0.5, scalar(1.0) if worst else None, True, worst, 0.8)
+            t.set_source(everything=True)
+        one, other = pair.lists
+        for x, y in zip(one.weights, other.weights, strict=True):
+            ulp = spacing(torch.maximum(x.double().abs(), y.double().abs()), weight)
+            assert ((x.double() - y.double()).abs() <= ulp).all()
+            assert (x == y).double().mean() > 0.9 or x.numel() < 100
+        if not worst:
+            for backend, t in zip((Kernels(extension), CPU), pair.lists, strict=True):
+                backend.descend_(t, SGD(0.1, momentum=0.5), Drawn(Learned(0.1)), scalar(1.0), None)
+            for x, y in zip(one.saved if master else one.weights, other.saved if master else other.weights, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-6 if master else 1e-2, atol=1e-6)
+            for x, y in zip(one.fisher, other.fisher, strict=True):
+                torch.testing.assert_close(x, y, rtol=1e-2, atol=0)  # epsilon may differ by a unit of the weight
+
+
+@main
+@pytest.mark.parametrize(
+    ("correction", "update"), [(name, update) for name, (_, updates) in CORRECTIONS.items() for update in updates]
+)
+def test_the_corrections_of_the_family(correction: str, update: str, dtypes: str, kernels: Kernels) -> None:
+    core, (make, _, options) = CORRECTIONS[correction][0], UPDATES[update]
+    pair = twice(dtypes, 54)
+    for backend, case in zip((kernels, CPU), pair, strict=True):
+        t = case.t
+        CPU.ascend_(t, Identity(), 0.7, scalar(1.7), True, 0.6, 0.8)  # the copy, first gradients
+        t.set_source()
+        for g in case.arenas["gradient"].views:
+            g.mul_(1.25)
+        if correction == "traced-adam":
+            t.fisher, t.handle = t.v, None  # the same memory, which is the second moment
+        backend.descend_(t, make(**options), core, scalar(1.7), scalar(1.0))
+    close(*pair)
+
+
+@main
+@pytest.mark.parametrize("update", ["sgd", "momentum", "nesterov", "adam"])
+def test_evolution_strategies_estimate(update: str, dtypes: str, kernels: Kernels) -> None:
+    """Of a tensor without gradient too, and of one whose s is not learned."""
+    make, _, options = UPDATES[update]
+    pair = twice(dtypes, 55, perturbed=True)
+    pairs = torch.randn(2, 5)
+    for backend, case in zip((kernels, CPU), pair, strict=True):
+        t = case.t
+        for f in case.arenas["fisher"].views:
+            f.add_(0.5)
+        t.fisher[8], t.pairs = None, pairs
+        t.set_source(everything=True)
+        softly = {"eps": 0.1} if update == "adam" else {}  # the sign of an estimate near 0 is anyone's
+        backend.descend_(t, make(**{**options, **softly}), Estimated(0.7, 0.5, 0.3), scalar(1.0), scalar(2.0))
+    close(*pair)
+    assert pair[0].t.draw == 46
+    assert pair[0].t.steps.tolist() == [step + 1 for step in pair[0].steps]
+
+
+@pytest.mark.parametrize("sums", [(float("nan"), 1.0), (1.0, float("inf"))], ids=["first", "second"])
+def test_nothing_is_learned_where_a_sum_is_not_finite(sums: tuple[float, float], kernels: Kernels) -> None:
+    total, second = map(scalar, sums)
+    for correction in (Estimated(0.7, 0.5, 0.3), CORRECTIONS["drawn"][0], CORRECTIONS["traced"][0]):
+        case = twice("f32", 56, perturbed=True)[0]
+        case.t.pairs = torch.randn(2, 3)
+        case.t.set_source(everything=True)
+        kernels.descend_(case.t, ADAMW, correction, total, second)
+        assert case.changed() == ({"weight"} if total.isfinite() else set())
+        assert not total.isfinite() or exactly(case.arenas["weight"].flat(), case.before["saved"])
+        assert case.t.draw == 41
+    case = twice("f32", 56)[0]
+    kernels.ascend_(case.t, FAMILY["learned"], 0.7, scalar(float("nan")), True, 0.5, 0.5)
+    assert not case.changed()
+    assert case.t.draw == 41
+
+
+def test_noise_for_more_tensors_than_a_launch_takes(kernels: Kernels) -> None:
+    """Every launch finds the indices of its own tensors; the draws are counted once."""
+    sizes = [1 + i % 9 for i in range(1500)]
+    pair, pairs = twice("f32", 57, sizes), torch.randn(2, 2)
+    for backend, case in zip((kernels, CPU), pair, strict=True):
+        backend.ascend_(case.t, Identity(), 0.7, None, True, 0.0, 0.8)
+        backend.ascend_(case.t, FAMILY["learned"], 0.7, scalar(1.7), True, 0.5, 0.5)
+    close(*pair)
+    assert kernels.launches == 2 + 3
+    for backend, case in zip((kernels, CPU), pair, strict=True):
+        case.t.pairs = pairs
+        case.t.set_source(everything=True)
+        backend.descend_(case.t, SGD(0.1, momentum=0.9), Estimated(0.7, 0.5, 0.3), scalar(1.0), None)
+    close(*pair)
+    assert kernels.launches == 2 + 3 + 3
+    assert pair[0].t.draw == 45
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_rho_of_a_correction_is_read_where_it_lies(dtype: torch.dtype, kernels: Kernels) -> None:
+    number, pairs = torch.tensor(0.1, dtype=dtype), torch.randn(2, 3)
+    makers: list[Callable[[Number], Correction]] = [
+        lambda x: Traced(Tracer(0.3, 0.2), x, 20.0, False),
+        lambda x: Estimated(x, 0.5, 0.3),
+    ]
+    for make in makers:
+        one, other = twice("f32", 58, perturbed=True)
+        for case, x in ((one, number), (other, number.item())):
+            case.t.pairs = pairs
+            case.t.set_source(everything=True)
+            kernels.descend_(case.t, SGD(0.1), make(x), scalar(1.7), None)
+            kernels.ascend_(case.t, Identity(), x, None, True, 0.0, 0.8)
+        for row, arena in one.arenas.items():
+            assert exactly(arena.flat(), other.arenas[row].flat()), row
+
+
+# Whole methods -----------------------------------------------------------------------------------------------------
+
+
+METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "random": (RandomSAM, {}),
+    "mixed": (MixSAM, {"covariance": Adaptive(0.1)}),
+    "variational": (VariationalSAM, {"kl_weight": 0.1}),
+    "variational-direct": (VariationalSAM, {"parametrization": "direct"}),
+    "mfvi": (sharpkern.MFVI, {"kl_weight": 0.1, "lr_covariance": 0.3}),
+    "tracer": (TRACER, {"delta": 0.5}),
+    "tracer-preconditioned": (TRACER, {"delta": 0.5, "precondition": True}),
+    "evolution": (EvolutionStrategies, {"pairs": 3}),
+    "evolution-learned": (EvolutionStrategies, {"pairs": 3, "learned": True}),
+    "evolution-in-place": (EvolutionStrategies, {"pairs": 3, "in_place": True}),
+}
+
+
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW], ids=lambda b: b.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_that_of_the_reference(method: str, dtype: torch.dtype, base: Any, extension: ModuleType) -> None:
+    make, options = METHODS[method]
+    options = {"rho": 0.3, "lr": 0.02, **({"momentum": 0.9} if base is torch.optim.SGD else {"eps": 0.01}), **options}
+    results = []
+    for backend in (Kernels(extension), reference):
+        problem = Problem(dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ops, "load", lambda name, backend=backend: backend)
+            optimizer = make(problem.params, base, backend="native", **options)
+            for _ in range(3):
+                optimizer.step(problem.loss if make is EvolutionStrategies else problem.closure(optimizer))
+        results.append(weights(problem))
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(*results, rtol=tolerance, atol=tolerance)
+    assert not exactly(results[0], weights(Problem(dtype)))
+
+
+def test_launches_of_a_step(kernels: Kernels, backend: str) -> None:
+    for method, launches in (("random", 2), ("mfvi", 2), ("mixed", 3), ("tracer", 3), ("evolution-learned", 7)):
+        make, options = METHODS[method]
+        problem = Problem(torch.float32)
+        optimizer = make(problem.params, backend=backend, lr=0.1, **options)
+        for _ in range(2):
+            kernels.launches = 0
+            optimizer.step(problem.loss if make is EvolutionStrategies else problem.closure(optimizer))
+            assert kernels.launches == launches, method
 
 
 # What is refused --------------------------------------------------------------------------------------------------

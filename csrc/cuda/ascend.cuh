@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, !Covariance::kState ? 0 : sizeof(W) 
 }
 
 template <class Covariance, class W, class G, int kBytes>
-__global__ void __launch_bounds__(kThreads, 2) mixed_kernel(const __grid_constant__ Launch<kBytes> launch) {
+__global__ void __launch_bounds__(kThreads, 3) mixed_kernel(const __grid_constant__ Launch<kBytes> launch) {
   ascend_all<true, true, Covariance, W, G>(launch);
 }
 

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(W) == 8 ? 2 : 0) descend_kern
 }
 
 template <class Base, class W, class G, int kBytes>
-__global__ void __launch_bounds__(kThreads, 2) drawn_kernel(const __grid_constant__ Launch<kBytes> launch) {
+__global__ void __launch_bounds__(kThreads, sizeof(W) == 8 ? 2 : 3) drawn_kernel(const __grid_constant__ Launch<kBytes> launch) {
   descend_all<Base, Drawn<Arithmetic<W>>, W, G>(launch);
 }
 
