@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import sysconfig
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -88,7 +88,6 @@ from torch import Tensor
 
 import sharpkern
 from sharpkern import TRACER, EvolutionStrategies, MixSAM, RandomSAM, VariationalSAM, ops
-from sharpkern.backend import reference
 from sharpkern.base import SGD, Number, Update
 from sharpkern.correction import Correction, Drawn, Estimated, Natural, Traced
 from sharpkern.covariance import Adaptive, Covariance, Fisher, Identity, Learned, Tracer
@@ -100,6 +99,8 @@ FLAGS = (
 )
 SIZES = (0, 1, 3, 4, 7, 8, 15, 16, 17, 255, 256, 257, 4095, 4096, 4097)
 NAME = "cuda on the host"
+CPU = ops.load("native" if ON_CPU["native"].usable else "reference")
+REFERENCE = ops.load("reference")
 
 
 @pytest.fixture(scope="session")
@@ -137,8 +138,9 @@ class Kernels:
         """A table with all that is known of the list, and a workspace of its own."""
         names = [str(dtype).removeprefix("torch.") for dtype in (t.dtype, t.gradient_dtype)]
         table = self.extension.CudaTable([w.numel() for w in t.weights], *names, t.master, 0)
-        rows = {"weight": t.weights, "saved": t.saved, "source": t.source, "first": t.first, "fisher": t.fisher}
-        for row, tensors in {**rows, "m": t.m, "v": t.v}.items():
+        rows: dict[str, Sequence[Tensor | None]] = {"weight": t.weights, "saved": t.saved, "source": t.source}
+        rows |= {"first": t.first, "fisher": t.fisher, "m": t.m, "v": t.v}
+        for row, tensors in rows.items():
             if tensors:
                 table.set(row, [0 if x is None else x.data_ptr() for x in tensors])
         if t.gradient_addresses:
@@ -272,7 +274,7 @@ def test_a_step_is_three_launches(times: int, kernels: Kernels) -> None:
 
 def test_more_tensors_than_a_launch_takes(kernels: Kernels) -> None:
     """Each launch adds to the sum, and counts the steps of its own tensors."""
-    sizes = [1 + i % 9 for i in range(1500)]  # one launch takes 1352 of two lists
+    sizes = [1 + i % 9 for i in range(1500)]  # one launch takes 1347 of two lists
     case, alone = Lists("bf16", 42, sizes), Lists("bf16", 42, sizes)
     kernels.launches = 0
     total, *_ = whole_step(kernels, case)
@@ -311,6 +313,11 @@ def test_float16_gradients_of_float32_weights(formula: str, kernels: Kernels, mo
     check_ascend(kernels, formula, "f32-f16", SIZES)
     for update in ("nesterov", "adam"):
         check_descend(kernels, update, "inverse", "f32-f16", SIZES)
+
+
+def both(kernels: Kernels, other: ops.Ops | None = None) -> tuple[ops.Ops, ops.Ops]:
+    """The kernels, and what they are compared with: those of the CPU, or another backend."""
+    return kernels, other or CPU
 
 
 def short(sizes: Sequence[int], dtype: torch.dtype) -> list[Tensor]:
@@ -376,18 +383,18 @@ def test_masters_and_stochastic_rounding_are_the_references(
     for offset in (0, 3):
         pair = Pair(weight, weight if gradient == "own" else torch.float32, master=master, draw=draw, offset=offset)
         sums = [scalar(0.0), scalar(0.0)]
-        for backend, t, total in zip((kernels, reference), pair.lists, sums, strict=True):
+        for backend, t, total in zip(both(kernels, REFERENCE), pair.lists, sums, strict=True):
             backend.sq_norm(t, Adaptive(0.25), total)
             for track in (True, False):
                 backend.ascend_(t, Identity(), 2.0**-8, scalar(1.0), track)
         assert sums[0].item() == pytest.approx(sums[1].item(), rel=1e-6)
         pair.equal()
         assert not draw or pair.lists[0].draw == 42
-        for backend, t in zip((kernels, reference), pair.lists, strict=True):
+        for backend, t in zip(both(kernels, REFERENCE), pair.lists, strict=True):
             for natural in (None, Natural(Fisher(1.0, "inverse", 1.0))):
                 backend.descend_(t, SGD(2.0**-7, momentum=0.5), natural, scalar(1.0), None)
         pair.equal()
-        for backend, t in zip((kernels, reference), pair.lists, strict=True):
+        for backend, t in zip(both(kernels, REFERENCE), pair.lists, strict=True):
             backend.ascend_(t, Identity(), 2.0**-8, scalar(1.0), False)
             backend.restore_(t, scalar(1.0))
         pair.equal()
@@ -415,7 +422,6 @@ def test_scalars_are_read_where_they_lie(dtype: torch.dtype, kernels: Kernels) -
 
 # Noise, corrections, evolution strategies, against the CPU's kernels ------------------------------------------------
 
-CPU = ops.load("native" if ON_CPU["native"].usable else "reference")
 FAMILY: dict[str, Covariance] = {
     "identity": Identity(),
     "adaptive": Adaptive(0.01),
@@ -426,7 +432,7 @@ FAMILY: dict[str, Covariance] = {
     "tracer": Tracer(0.3, 0.2),
     "tracer-adam": Tracer(0.3, adam=0.9),
 }
-CORRECTIONS: dict[str, tuple[Correction, Sequence[str]]] = {
+CORRECTIONS: dict[str, tuple[Correction, Iterable[str]]] = {
     "drawn": (Drawn(Learned(0.3, 0.2, 0.5)), UPDATES),
     "drawn-direct": (Drawn(Learned(0.01, 0.2, 0.5, log=False)), ("momentum",)),
     "traced": (Traced(Tracer(0.3, 0.2), 0.1, 20.0, False), UPDATES),
@@ -439,7 +445,7 @@ main = pytest.mark.parametrize("dtypes", MAIN)
 
 
 def twice(dtypes: str, seed: int, sizes: Sequence[int] = SIZES, perturbed: bool = False) -> list[Lists]:
-    """Two equal lists that draw and keep first gradients: for the kernels and for the CPU's. One gradient is missing."""
+    """Two equal lists that draw and keep first gradients, for the kernels and the CPU's; one gradient is missing."""
     cases_ = []
     for _ in range(2):
         case = Lists(dtypes, seed, sizes, perturbed, missing=(6,))
@@ -449,13 +455,12 @@ def twice(dtypes: str, seed: int, sizes: Sequence[int] = SIZES, perturbed: bool 
     return cases_
 
 
-def close(one: Lists, other: Lists, first: bool = False) -> None:
+def close(one: Lists, other: Lists) -> None:
     """Everything is equal, but for what normal numbers of float32 and narrow weights are rounded by."""
     assert exactly(one.t.steps, other.t.steps)
     assert one.t.draw == other.t.draw
-    if first:
-        firsts = [(x, y) for x, y in zip(one.t.first, other.t.first, strict=True) if x is not None and y is not None]
-        assert all(exactly(x, y) for x, y in firsts)
+    firsts = [(x, y) for x, y in zip(one.t.first, other.t.first, strict=True) if x is not None and y is not None]
+    assert all(exactly(x, y) for x, y in firsts)
     assert one.changed() == other.changed()
     for row, arena in one.arenas.items():
         got, wanted = arena.flat().double(), other.arenas[row].flat().double()
@@ -472,7 +477,7 @@ def close(one: Lists, other: Lists, first: bool = False) -> None:
 @pytest.mark.parametrize("covariance", ["learned", "tracer", "tracer-adam"])
 def test_the_norms_of_the_family(covariance: str, dtypes: str, kernels: Kernels) -> None:
     sums = [scalar(3.0), scalar(3.0)]
-    for backend, case, total in zip((kernels, CPU), twice(dtypes, 50, (*SIZES, 9000)), sums, strict=True):
+    for backend, case, total in zip(both(kernels), twice(dtypes, 50, (*SIZES, 9000)), sums, strict=True):
         backend.sq_norm(case.t, FAMILY[covariance], total, add=True)
         assert not case.changed()
     assert sums[0].item() == pytest.approx(sums[1].item(), rel=3e-6)
@@ -494,10 +499,10 @@ def test_the_perturbations_of_the_family(
     covariance: str, shares: tuple[float, float], total: float, dtypes: str, kernels: Kernels
 ) -> None:
     one, other = twice(dtypes, 52)
-    for backend, case in ((kernels, one), (CPU, other)):
+    for backend, case in zip(both(kernels), (one, other), strict=True):
         sums = scalar(total) if shares[0] else None
         backend.ascend_(case.t, FAMILY[covariance], 0.7, sums, total > 0, *shares)
-    close(one, other, first=True)
+    close(one, other)
     assert one.t.draw == (42 if total else 41)
     assert shares == (0.0, 0.8) or all(
         exactly(x, g) for x, g in zip(one.t.first, one.t.gradients, strict=True) if x is not None and g is not None
@@ -510,7 +515,7 @@ def test_the_perturbations_of_the_family(
 def test_again(dtypes: str, place: str, shares: tuple[float, float], kernels: Kernels) -> None:
     """Another draw from where the weights stood, without a copy, or on top of what they are."""
     pair = twice(dtypes, 53)
-    for backend, case in zip((kernels, CPU), pair, strict=True):
+    for backend, case in zip(both(kernels), pair, strict=True):
         t, total = case.t, scalar(1.7) if shares[0] else None
         if place == "copy":
             backend.ascend_(t, FAMILY["learned"], 0.3, None, False, 0.0, 1.0)
@@ -532,7 +537,7 @@ def test_noise_with_masters_and_stochastic_rounding(
 ) -> None:
     for offset in (0, 3):
         pair = Pair(weight, weight, master=master, draw=True, offset=offset)
-        for backend, t in zip((Kernels(extension), CPU), pair.lists, strict=True):
+        for backend, t in zip(both(Kernels(extension)), pair.lists, strict=True):
             t.stochastic = stochastic
             backend.ascend_(t, Learned(0.1), 0.5, scalar(1.0) if worst else None, True, worst, 0.8)
             t.set_source(everything=True)
@@ -542,12 +547,12 @@ def test_noise_with_masters_and_stochastic_rounding(
             assert ((x.double() - y.double()).abs() <= ulp).all()
             assert (x == y).double().mean() > 0.9 or x.numel() < 100
         if not worst:
-            for backend, t in zip((Kernels(extension), CPU), pair.lists, strict=True):
+            for backend, t in zip(both(Kernels(extension)), pair.lists, strict=True):
                 backend.descend_(t, SGD(0.1, momentum=0.5), Drawn(Learned(0.1)), scalar(1.0), None)
-            for x, y in zip(one.saved if master else one.weights, other.saved if master else other.weights, strict=True):
-                torch.testing.assert_close(x, y, rtol=1e-6 if master else 1e-2, atol=1e-6)
-            for x, y in zip(one.fisher, other.fisher, strict=True):
-                torch.testing.assert_close(x, y, rtol=1e-2, atol=0)  # epsilon may differ by a unit of the weight
+            exact = [t.saved if master else t.weights for t in pair.lists]
+            torch.testing.assert_close(*exact, rtol=1e-6 if master else 1e-2, atol=1e-6)
+            # epsilon may differ by a unit of the weight
+            torch.testing.assert_close(one.fisher, other.fisher, rtol=1e-2, atol=0.0)
 
 
 @main
@@ -557,7 +562,7 @@ def test_noise_with_masters_and_stochastic_rounding(
 def test_the_corrections_of_the_family(correction: str, update: str, dtypes: str, kernels: Kernels) -> None:
     core, (make, _, options) = CORRECTIONS[correction][0], UPDATES[update]
     pair = twice(dtypes, 54)
-    for backend, case in zip((kernels, CPU), pair, strict=True):
+    for backend, case in zip(both(kernels), pair, strict=True):
         t = case.t
         CPU.ascend_(t, Identity(), 0.7, scalar(1.7), True, 0.6, 0.8)  # the copy, first gradients
         t.set_source()
@@ -576,7 +581,7 @@ def test_evolution_strategies_estimate(update: str, dtypes: str, kernels: Kernel
     make, _, options = UPDATES[update]
     pair = twice(dtypes, 55, perturbed=True)
     pairs = torch.randn(2, 5)
-    for backend, case in zip((kernels, CPU), pair, strict=True):
+    for backend, case in zip(both(kernels), pair, strict=True):
         t = case.t
         for f in case.arenas["fisher"].views:
             f.add_(0.5)
@@ -610,12 +615,12 @@ def test_noise_for_more_tensors_than_a_launch_takes(kernels: Kernels) -> None:
     """Every launch finds the indices of its own tensors; the draws are counted once."""
     sizes = [1 + i % 9 for i in range(1500)]
     pair, pairs = twice("f32", 57, sizes), torch.randn(2, 2)
-    for backend, case in zip((kernels, CPU), pair, strict=True):
+    for backend, case in zip(both(kernels), pair, strict=True):
         backend.ascend_(case.t, Identity(), 0.7, None, True, 0.0, 0.8)
         backend.ascend_(case.t, FAMILY["learned"], 0.7, scalar(1.7), True, 0.5, 0.5)
     close(*pair)
     assert kernels.launches == 2 + 3
-    for backend, case in zip((kernels, CPU), pair, strict=True):
+    for backend, case in zip(both(kernels), pair, strict=True):
         case.t.pairs = pairs
         case.t.set_source(everything=True)
         backend.descend_(case.t, SGD(0.1, momentum=0.9), Estimated(0.7, 0.5, 0.3), scalar(1.0), None)
@@ -666,10 +671,10 @@ def test_a_method_is_that_of_the_reference(method: str, dtype: torch.dtype, base
     make, options = METHODS[method]
     options = {"rho": 0.3, "lr": 0.02, **({"momentum": 0.9} if base is torch.optim.SGD else {"eps": 0.01}), **options}
     results = []
-    for backend in (Kernels(extension), reference):
+    for backend in both(Kernels(extension), REFERENCE):
         problem = Problem(dtype)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ops, "load", lambda name, backend=backend: backend)
+            patch.setattr(ops, "load", {"native": backend}.__getitem__)
             optimizer = make(problem.params, base, backend="native", **options)
             for _ in range(3):
                 optimizer.step(problem.loss if make is EvolutionStrategies else problem.closure(optimizer))
@@ -701,7 +706,7 @@ def test_what_a_table_refuses(extension: ModuleType) -> None:
         return made
 
     memory, total = torch.zeros(10, dtype=torch.float64), scalar(1.0).data_ptr()
-    for call, message in (
+    calls: list[tuple[Callable[[], Any], str]] = [
         (lambda: table("bfloat16", "float16").sq_norm(0, "adaptive", (0.0,), total, False), "bfloat16 and float16"),
         (lambda: table().sq_norm(0, "no such", (), total, False), "no formula no such"),
         (lambda: table().ascend(0, "identity", [0.0] * 7, 0.1, total, False, 1.0, 0.0, -1), "more scalars"),
@@ -714,7 +719,8 @@ def test_what_a_table_refuses(extension: ModuleType) -> None:
         (lambda: table().set_workspace(memory.data_ptr() + 8, 64), "multiple of 16"),
         (lambda: table("int8"), "no kernel for dtype int8"),
         (lambda: extension.CudaTable([], "float32", "float32", False, 0), "at least one tensor"),
-    ):
+    ]
+    for call, message in calls:
         with pytest.raises(ValueError, match=message):
             call()
 

@@ -15,8 +15,8 @@ from compiled import CUDA, folder, run
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ("-std=c++17", "-O3", "--fmad=false", "-cubin", "-Xptxas", "-v", "--keep")
 
-# Registers a thread at most, for 16-bit, float32 and float64 weights and gradients. 40 leave room for 6 blocks on a multiprocessor,
-# 64 for 4, 80 for 3, 128 for 2.
+# Registers a thread at most: with 16-bit weights or gradients, in float32, in float64. 40 leave room for 6 blocks on a
+# multiprocessor, 64 for 4, 80 for 3, 128 for 2.
 BUDGET = {
     "sq_norm": (44, 44, 44),
     "ascend": (56, 48, 80),
