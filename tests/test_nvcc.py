@@ -19,15 +19,14 @@ FLAGS = ("-std=c++17", "-O3", "--fmad=false", "-cubin", "-Xptxas", "-v", "--keep
 # multiprocessor, 64 for 4, 80 for 3, 128 for 2.
 BUDGET = {
     "sq_norm": (44, 44, 44),
-    "ascend": (56, 48, 80),
-    "ascend Learned": (64, 64, 80),
-    "ascend Tracer": (64, 64, 80),
-    "mixed": (80, 80, 80),
-    "gaussian": (80, 56, 64),
+    "ascend": (64, 48, 80),
+    "ascend Learned": (64, 48, 96),
+    "mixed": (80, 72, 80),
+    "gaussian": (80, 64, 64),
     "descend": (72, 56, 104),
-    "drawn": (80, 80, 112),
-    "traced": (128, 80, 112),
-    "estimated": (64, 56, 72),
+    "drawn": (80, 80, 96),
+    "traced": (120, 80, 104),
+    "estimated": (80, 64, 112),
     "restore": (40, 32, 40),
 }
 

@@ -81,8 +81,14 @@ __device__ __forceinline__ void ascend_all(const Launch<kBytes>& launch) {
   if (launch.final && last_to_arrive(launch.arrived) && threadIdx.x == 0) *launch.draw += 1;
 }
 
+// How many blocks a multiprocessor is to have room for. Where ptxas is not told (0) it may spill registers for one more.
+template <class Covariance, class W, class G>
+constexpr int kAscendBlocks = !Covariance::kState ? (sizeof(G) < sizeof(W) ? 5 : 0)
+                              : sizeof(W) == 8    ? 2
+                              : sizeof(W) == 4 && sizeof(G) == 4 ? 5 : 4;
+
 template <class Covariance, class W, class G, int kBytes>
-__global__ void __launch_bounds__(kThreads, !Covariance::kState ? 0 : sizeof(W) == 8 ? 2 : 4) ascend_kernel(const __grid_constant__ Launch<kBytes> launch) {
+__global__ void __launch_bounds__(kThreads, (kAscendBlocks<Covariance, W, G>)) ascend_kernel(const __grid_constant__ Launch<kBytes> launch) {
   ascend_all<true, false, Covariance, W, G>(launch);
 }
 

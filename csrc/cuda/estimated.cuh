@@ -20,7 +20,7 @@ struct Estimation {
 // w <- base(w0, g, m, v), counted in steps and draws, g estimated from the draws, of which each is made again. Rows:
 // weight, source, then what there is of m, v, the master; s, if it is kept; the index of each tensor's first element.
 template <class Base, class W, int kBytes>
-__global__ void __launch_bounds__(kThreads) estimated_kernel(const __grid_constant__ Launch<kBytes> launch) {
+__global__ void __launch_bounds__(kThreads, sizeof(W) == 8 ? 2 : sizeof(W) == 4 ? 4 : 3) estimated_kernel(const __grid_constant__ Launch<kBytes> launch) {
   using R = Arithmetic<W>;
   constexpr int kStates = Base::kStates, kLength = kVectorLength<W>;
   if (!finite(*launch.total)) return;
