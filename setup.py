@@ -54,6 +54,7 @@ CUDA_FLAGS = (
     "-std=c++17 -O3 --fmad=false -cudart static -Xfatbin -compress-all"
     " -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra"
 )
+LONGEST = ("ascend", "descend", "mixed")  # of the CUDA sources, to compile: they come first
 CUDA_VERSION = (12, 1)  # the first with kernel parameters of 32 KB
 ARCHITECTURES = "8.0;9.0;10.0"
 NO_COMPILER = """
@@ -162,7 +163,7 @@ class NinjaBuild(build_ext):
             flags = f"{CUDA_FLAGS} {host} {' '.join(generate)}"
             linker = f"{cuda} -shared -cudart static -Xlinker --exclude-libs,ALL {host} -Xcompiler -fopenmp"
             defines = f"-DSHARPKERN_CUDA_ARCHITECTURES='\"{','.join(names)}\"'"
-            sources = sorted((root / "cuda").glob("*.cu"), key=lambda x: x.stem != "descend")  # the longest first
+            sources = sorted((root / "cuda").glob("*.cu"), key=lambda x: x.stem not in LONGEST)
             units = [(f"cuda_{x.stem}.o", "cuda", x, flags) for x in sources]
         units += [
             ("bindings.o", "compile", root / "bindings.cpp", f"{FLAGS} {defines} {include}"),

@@ -72,6 +72,10 @@ template <class R>
 struct Estimated {
   static constexpr const char* kName = "estimated";
   R over, half_lr;
+  SHARPKERN_INLINE static void add(R weight, R utility, R draw, R& first, R& second) {
+    first = fused(weight, draw, first);
+    second = fused(utility, fused(draw, draw, R(-1)), second);
+  }
   SHARPKERN_INLINE explicit Estimated(const double* scalars)
       : over(R(1 / (scalars[0] * scalars[2]))), half_lr(R(0.5 * scalars[1])) {}
   SHARPKERN_INLINE R gradient(R first, R s) const { return over * first / root(s); }

@@ -95,11 +95,7 @@ static void descend(const double* prepared, const double* scalars, double step, 
 template <class R>
 static void accumulate(R weight, R utility, const float* eta, R* g, R* slope, std::size_t n) {
 #pragma GCC ivdep
-  for (std::size_t j = 0; j < n; ++j) {
-    const R x = R(eta[j]);
-    g[j] = fused(weight, x, g[j]);
-    slope[j] = fused(utility, fused(x, x, R(-1)), slope[j]);
-  }
+  for (std::size_t j = 0; j < n; ++j) Estimated<R>::add(weight, utility, R(eta[j]), g[j], slope[j]);
 }
 
 template <class R>

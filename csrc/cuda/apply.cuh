@@ -7,7 +7,7 @@
 
 namespace sharpkern::cuda {
 
-// Makes what all threads of a block need, from double precision scalars, once.
+// Makes what all threads of a block need, from double precision scalars, once. Before the next call all have to meet.
 template <class T, class Make>
 __device__ __forceinline__ T once(Make make) {
   alignas(8) __shared__ unsigned char room[sizeof(T)];

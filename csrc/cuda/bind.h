@@ -73,7 +73,13 @@ inline void bind(py::module_& m, const char* architectures) {
                      std::vector<std::uintptr_t> addresses) { self.table.set(row, std::move(addresses)); })
       .def("set_steps", [](CudaTable& self, std::uintptr_t address) { self.table.steps = address; })
       .def("set_noise", [](CudaTable& self, std::uintptr_t draw, std::uint64_t seed,
-                           std::vector<std::uint64_t> start) { self.table.set_noise(draw, seed, std::move(start)); })
+                           std::vector<std::uint64_t> start, bool stochastic) {
+             self.table.set_noise(draw, seed, std::move(start), stochastic);
+           })
+      .def("set_pairs", [](CudaTable& self, std::uintptr_t address, std::size_t count) {
+             self.table.pairs = address;
+             self.table.pair_count = count;
+           })
       .def("set_workspace", &CudaTable::set_workspace)
       .def("sq_norm",
            [total](CudaTable& self, Stream stream, const std::string& covariance, const Numbers& numbers,
@@ -83,15 +89,15 @@ inline void bind(py::module_& m, const char* architectures) {
            free)
       .def("ascend",
            [total](CudaTable& self, Stream stream, const std::string& covariance, const Numbers& numbers,
-                   const Number& rho, std::uintptr_t sum, bool track) {
-             ascend(self.table, self.on(stream), covariance, scalars(numbers), scalar(rho), total(sum), track);
+                   const Number& rho, std::uintptr_t sum, bool track, double worst, double noise, int again) {
+             ascend(self.table, self.on(stream), covariance, scalars(numbers),
+                    {scalar(rho), total(sum), worst, noise, track, again});
            },
            free)
       .def("descend",
            [total](CudaTable& self, Stream stream, const std::string& base, const Numbers& options,
-                   const std::string& preconditioner, const Numbers& numbers, std::uintptr_t sum,
-                   std::uintptr_t second) {
-             descend(self.table, self.on(stream), base, scalars(options), preconditioner, scalars(numbers), total(sum),
+                   const std::string& correction, const Numbers& numbers, std::uintptr_t sum, std::uintptr_t second) {
+             descend(self.table, self.on(stream), base, scalars(options), correction, scalars(numbers), total(sum),
                      total(second));
            },
            free)

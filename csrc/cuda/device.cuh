@@ -105,6 +105,14 @@ __device__ __forceinline__ T* global(Word address) {
   return at;
 }
 
+// A condition of which the compiler does not know that it is the same in every turn of a loop: it makes one loop of it
+// with a branch inside, not one loop for each way, which takes longer to compile and more registers.
+__device__ __forceinline__ bool opaque(bool condition) {
+  int value = condition;
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 __device__ __forceinline__ bool finite(double x) { return x - x == 0; }
 
 __device__ __forceinline__ double read(const Scalar& scalar) {

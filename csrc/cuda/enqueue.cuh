@@ -77,12 +77,12 @@ using Kernel = void (*)(Launch<kBytes>);
 // One op: its kernel for few tensors and for many, and its rows.
 struct Op {
   const char* name;
-  Kernel<kSmall> small;
+  Kernel<kSmall> small;  // null where it is not worth a kernel of its own
   Kernel<kLarge> large;
   std::vector<Row> rows{};
   bool starts = false;        // one row more: the index of each tensor's first element
   bool sums = false;          // a block may take several chunks
-  bool counts_draws = false;  // at its end
+  bool counts_draws = false;  // once the last of its launches is done
 
   int row_count() const { return int(rows.size()) + starts; }
 };
@@ -130,7 +130,7 @@ inline void enqueue(const Table& table, Queue& queue, const Op& op, const Header
   const std::size_t n = table.size();
   for (std::size_t first = 0; first < n; first += many) {
     const std::size_t count = std::min(many, n - first);
-    if (count <= few) {
+    if (op.small && count <= few) {
       launch(table, queue, op, op.small, header, first, count);
     } else {
       launch(table, queue, op, op.large, header, first, count);

@@ -15,21 +15,22 @@ struct Scalar {
   bool wide;
 };
 
-constexpr int kBaseScalars = 6, kCovarianceScalars = 3;
+constexpr int kBaseScalars = 7, kFormulaScalars = 6;
 
 struct Header {
-  Scalar base[kBaseScalars];  // rho, or the options of the base update
-  Scalar covariance[kCovarianceScalars];
+  Scalar base[kBaseScalars];        // rho and the shares of worst case and noise, or the options of the base update
+  Scalar formula[kFormulaScalars];  // of the covariance, or the correction
   double* total;
   const double* second;
   float* steps;
   std::int64_t* draw;
   std::uint64_t seed;
+  const float* pairs;  // of evolution strategies: a weight a pair, then a utility a pair
   unsigned* arrived;  // blocks that are done, zero between launches
   double* partial;
   std::int64_t chunks, per_block;
-  int tensors;
-  bool add, track, master, natural, final;
+  int tensors, again, pair_count;
+  bool add, track, master, natural, stochastic, first, final;
 };
 
 // 4 KB for few tensors, and what CUDA takes since 12.1 for many: a launch gets slower as its arguments grow.

@@ -7,7 +7,7 @@ namespace sharpkern::cuda {
 void sq_norm(const Table& table, Queue& queue, const std::string& covariance, const std::vector<Scalar>& scalars,
              double* total, bool add) {
   Header header{};
-  put(header.covariance, scalars);
+  put(header.formula, scalars);
   header.total = total;
   header.add = add;
   with_types(table.exact(), table.gradient, [&](auto w, auto g) {

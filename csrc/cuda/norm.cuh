@@ -4,21 +4,22 @@
 
 namespace sharpkern::cuda {
 
-// total <- sum s g^2. Each block leaves a partial sum, and the last to be done adds them up in order: the same bits in
-// every run and on every device. Rows: gradient; the exact weight, if s reads it, or the Fisher diagonal, if it is kept.
+// total <- sum s g^2, or (s g)^2. Each block leaves a partial sum, and the last to be done adds them up in order: the
+// same bits in every run and on every device. Rows: gradient; the exact weight, if s reads it, or what is kept.
 template <class Covariance, class W, class G, int kBytes>
 __global__ void __launch_bounds__(kThreads) sq_norm_kernel(const __grid_constant__ Launch<kBytes> launch) {
   using R = Arithmetic<G>;
   static_assert(!(Covariance::kReadsWeight && Covariance::kState));
   constexpr bool kSecond = Covariance::kReadsWeight || Covariance::kState;
   constexpr int kLength = kSecond ? kVectorLength<W, G> : kVectorLength<G>;
-  const auto covariance = once<Covariance>([&] { return Covariance(Doubles<kCovarianceScalars>(launch.covariance).x); });
-
   double sum = 0;
   const std::int64_t begin = blockIdx.x * launch.per_block;
   for (std::int64_t chunk = begin; chunk < begin + launch.per_block && chunk < launch.chunks; ++chunk) {
     const Piece p = piece(launch, chunk);
     if (!launch.at(0, p.tensor)) continue;
+    if (chunk != begin) __syncthreads();
+    const auto covariance = once<Covariance>(
+        [&] { return Covariance(Doubles<kFormulaScalars>(launch.formula).x, double(launch.steps[p.tensor])); });
     const G* gradient = elements<const G>(launch, 0, p);
     const W* second = kSecond ? elements<const W>(launch, 1, p) : nullptr;
     R terms = 0;

@@ -22,13 +22,22 @@ struct Queue {
   std::size_t launches = 0;   // so far
 };
 
+// What ascend adds; see cpu/ops.h.
+struct Step {
+  Scalar rho;
+  const double* total;
+  double worst, noise;
+  bool track;
+  int again;
+};
+
 // What the ops of cpu/ops.h do, by the same names.
 void sq_norm(const Table& table, Queue& queue, const std::string& covariance, const std::vector<Scalar>& scalars,
              double* total, bool add);
 void ascend(const Table& table, Queue& queue, const std::string& covariance, const std::vector<Scalar>& scalars,
-            Scalar rho, const double* total, bool track);
+            const Step& step);
 void descend(const Table& table, Queue& queue, const std::string& base, const std::vector<Scalar>& options,
-             const std::string& preconditioner, const std::vector<Scalar>& scalars, const double* total,
+             const std::string& correction, const std::vector<Scalar>& scalars, const double* total,
              const double* second);
 void restore(const Table& table, Queue& queue, const double* total);
 
