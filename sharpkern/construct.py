@@ -163,7 +163,9 @@ def check_options(group: Mapping[str, Any], callable_fisher: bool) -> None:
     additive = group.get("damping") == "additive"
     for name in ("rho", "eta", "lr"):
         if name in group:
-            check_number(name, group[name], positive=name == "eta" and additive)
+            # evolution strategies divide by rho
+            positive = (name == "eta" and additive) or (name == "rho" and "learned" in group)
+            check_number(name, group[name], positive)
     for name, meaning in (("beta", "a weight of the new gradient"), ("mix", "the share of the Gaussian")):
         if name in group:
             check_number(name, group[name])

@@ -225,6 +225,7 @@ def test_what_cannot_be(backend: str) -> None:
         ({"pairs": 2.5}, "pairs=2.5"),
         ({"in_place": "yes"}, "in_place='yes': wanted True or False"),
         ({"learned": 2}, "learned=2: wanted one of True, False"),
+        ({"rho": 0.0}, "rho=0.0: wanted a finite number > 0"),
     ):
         with pytest.raises(ValueError, match=message):
             EvolutionStrategies(params, lr=0.1, backend=backend, **options)

@@ -114,7 +114,11 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       b.next = launch.streaming ? -std::ptrdiff_t(kChunk) : 0;
       b.w = load(*launch.kernels, table.exact(), table.at(from, t) + i * exact, scratch.w, n);
       if (gradient) b.g = load(*launch.kernels, table.gradient, gradient, scratch.g, n);
-      if (sigma != 0) launch.kernels->draw_normals(table.seed, number, table.start[t] + i, scratch.eta, n);
+      if (sigma != 0) {
+        launch.kernels->draw_normals(table.seed, number, table.start[t] + i, scratch.eta, n);
+      } else {
+        std::fill_n(scratch.eta, n, 0.0f);  // a kernel that adds noise multiplies it by sigma
+      }
       b.eta = scratch.eta;
       const bool unmoved = still && step.again < 0, direct = bytes(table.weight) == sizeof(R) && !unmoved;
       b.out = direct ? reinterpret_cast<R*>(weight) : scratch.out;

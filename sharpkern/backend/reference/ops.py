@@ -62,6 +62,7 @@ def ascend_(
         return
     scale = worst * float(rho) / float(total.sqrt()) if total is not None and total > 0 else 0.0
     sigma = noise * float(rho)
+    number = 0 if t.draw is None else int(t.draw) + (again or 0)
     for i, w in enumerate(t.weights):
         gradient = t.gradients[i] if total is not None else None
         if total is not None and gradient is None:
@@ -76,11 +77,9 @@ def ascend_(
             moved = moved + scale * (s * g)
         if sigma != 0:
             assert t.draw is not None
-            moved = moved + sigma * s.sqrt() * normals(t.seed, int(t.draw) + (again or 0), t.start[i], w).to(w0.dtype)
-        if scale != 0 or sigma != 0:
-            w.copy_(
-                stochastic(moved, w.dtype, t.seed, int(cast(Tensor, t.draw)), t.start[i]) if t.stochastic else moved
-            )
+            moved = moved + sigma * s.sqrt() * normals(t.seed, number, t.start[i], w).to(w0.dtype)
+        if scale != 0 or sigma != 0 or again is not None:
+            w.copy_(stochastic(moved, w.dtype, t.seed, number, t.start[i]) if t.stochastic else moved)
         if gradient is None:
             continue
         stored, kept, first = t.fisher[i], covariance.after(g, f, scale), t.first[i]
