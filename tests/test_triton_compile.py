@@ -55,7 +55,7 @@ def lists(dtypes: str, master: bool = False, draw: bool = False) -> Any:
         t.master, t.saved = True, [w.float() for w in t.weights]
         t.set_source()
     if draw:
-        t.draw, t.start = torch.tensor(0), [0]
+        t.draw, t.start, t.stochastic = torch.tensor(0), [0], weight.itemsize == 2
     return t
 
 

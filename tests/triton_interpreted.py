@@ -139,7 +139,7 @@ def test_stochastic_rounding_equals_the_reference_bit_for_bit(
         case = Lists(dtypes, 6, SIZES)
         case.arenas["weight"].views[-1][:2000] *= 2.0**-15  # subnormal in float16
         case.arenas["weight"].views[-2][5:9] = torch.tensor([float("inf"), -float("inf"), -0.0, 65504.0])
-        case.t.draw = torch.tensor(2**32 + 7)
+        case.t.draw, case.t.stochastic = torch.tensor(2**32 + 7), True
         case.t.seed = 0xFEDCBA9876543210
         case.t.start = [8 * (2**31 + 11 * i * i + 3000 * i) for i in range(len(SIZES))]
         for _ in range(2):
