@@ -1,7 +1,7 @@
 """What a method makes of the gradient in the second half of a step, as in `csrc/correction.h`: one function a formula.
 
 A formula takes g2, the gradient g of the first pass, what is kept of the covariance, ε, the updates done before, the
-radius, Σ s g² or Σ (s g)², the scalars of the covariance and further ones. It gives what the base update takes and what
+radius, the norm of the first pass, the scalars of the covariance and further ones. It gives what the base update takes and what
 is kept. What it does not read may be anything.
 """
 
@@ -21,41 +21,58 @@ from sharpkern.correction import Correction, Traced
 
 
 @triton.jit
-def natural(g2, g, f, epsilon, step, radius, total, scalars, others):
+def natural(g2, g, f, epsilon, step, radius, norm, scalars, others):
     """The natural gradient s g2, with s from the f of the first pass."""
     return damped(f, scalars) * g2, f
 
 
 @triton.jit
-def drawn(g2, g, f, epsilon, step, radius, total, scalars, others):
+def drawn(g2, g, f, epsilon, step, radius, norm, scalars, others):
     """MFVI: s moves by the slope g2 ε / 2."""
     return g2, moved(f, 0.5 * g2 * epsilon, scalars)
 
 
 @triton.jit
-def traced(g2, g, f, epsilon, step, radius, total, scalars, others):
-    """TRACER: g + c (g2 - g), c = factor rho sqrt(total), or g2 where factor is 0. Then f moves, unless it is Adam's."""
-    c = (others[0] * radius.to(tl.float64) * tl.sqrt(total)).to(tl.float32)
-    return tl.where(others[0] == 0, g2, tl.fma(c, g2 - g, g)), tl.fma(scalars[2], g * g, scalars[1] * f)
+def _average(g, f, scalars):
+    """TRACER: the next f, where it is no moment of Adam's."""
+    return tl.fma(scalars[2], g * g, scalars[1] * f)
 
 
 @triton.jit
-def preconditioned(g2, g, f, epsilon, step, radius, total, scalars, others):
+def traced(g2, g, f, epsilon, step, radius, norm, scalars, others):
+    """TRACER: g + c (g2 - g), c = factor rho norm. Then f moves."""
+    return tl.fma(others[0] * radius * norm, g2 - g, g), _average(g, f, scalars)
+
+
+@triton.jit
+def traced_scaled(g2, g, f, epsilon, step, radius, norm, scalars, others):
     """TRACER: the same times s."""
-    g2, new = traced(g2, g, f, epsilon, step, radius, total, scalars, others)
-    return tracer_s(tracer_fisher(f, step, scalars), scalars) * g2, new
+    s = tracer_s(tracer_fisher(f, step, scalars), scalars)
+    return tl.fma(others[0] * radius * norm, g2 - g, g) * s, _average(g, f, scalars)
 
 
 @triton.jit
-def estimated(g2, g, f, epsilon, step, radius, total, scalars, others):
+def known(g2, g, f, epsilon, step, radius, norm, scalars, others):
+    """TRACER where g2 is the gradient of the penalised loss already."""
+    return g2, _average(g, f, scalars)
+
+
+@triton.jit
+def known_scaled(g2, g, f, epsilon, step, radius, norm, scalars, others):
+    """TRACER: the same times s."""
+    return g2 * tracer_s(tracer_fisher(f, step, scalars), scalars), _average(g, f, scalars)
+
+
+@triton.jit
+def estimated(g2, g, f, epsilon, step, radius, norm, scalars, others):
     """Evolution strategies with s = 1, from the sums over the draws."""
     return g2 / (others[0] * radius), f
 
 
 @triton.jit
-def estimated_learned(g2, g, f, epsilon, step, radius, total, scalars, others):
+def estimated_learned(g2, g, f, epsilon, step, radius, norm, scalars, others):
     """Evolution strategies that learn s."""
-    g2, f = estimated(g2, g, f, epsilon, step, radius, total, scalars, others)
+    g2, f = estimated(g2, g, f, epsilon, step, radius, norm, scalars, others)
     return g2 / tl.sqrt(f), within(f * tl.exp(0.5 * others[1] * epsilon))
 
 
@@ -96,7 +113,7 @@ def formula(correction: Correction | None, state: bool) -> Formula:
         return Formula(None)
     if isinstance(correction, Traced):
         average, scaled = not correction.tracer.adam, correction.precondition
-        function = preconditioned if scaled else traced
+        function = (traced_scaled if scaled else traced) if correction.factor else (known_scaled if scaled else known)
         return Formula(function, True, average or scaled, moves=average, step=scaled and not average)
     if correction.kernel == "estimated":
         return Formula(estimated_learned if state else estimated, state=state, moves=state)

@@ -289,13 +289,18 @@ def descend(
             if READS_STEP:
                 step = tl.load(steps + tensor)
             rate, distance = _number(lr, LR_LOADED), _number(radius, RADIUS_LOADED)
+            norm = tl.sqrt(square).to(tl.float32)
             used = w | w0 | f | h | m | v
             if not ESTIMATES:
                 used = used | g
             first, whole, end = _split(table, count, tensor, chunk, used, V, CHUNK)
             for cut in tl.static_range(1, 5, 3):
                 limit = whole if cut == 1 else end
-                for j in range(first if cut == 1 else tl.maximum(first, whole), tl.minimum(limit, end), CHUNK // cut):
+                begin = first if cut == 1 else tl.maximum(first, whole)
+                # the compiler sees that the wide accesses are no loop
+                times = (first < whole).to(tl.int32) if cut == 1 else tl.cdiv(tl.maximum(end - begin, 0), CHUNK // cut)
+                for turn in range(times):
+                    j = begin + turn * (CHUNK // cut)
                     i = j + tl.arange(0, CHUNK // cut)
                     inside = i < limit
                     if ESTIMATES:
@@ -314,7 +319,7 @@ def descend(
                         epsilon = tl.load(_at(w, W, V, cut) + i, inside, 0.0).to(tl.float32) - exact
                     if CORRECTION is not None:
                         gradient, fisher = CORRECTION(
-                            gradient, initial, fisher, epsilon, step, distance, square, scalars, others
+                            gradient, initial, fisher, epsilon, step, distance, norm, scalars, others
                         )
                     if MOVES:
                         tl.store(_at(f, tl.float32, V, cut) + i, fisher, inside)
@@ -334,7 +339,7 @@ def descend(
                     tl.store(_at(w, W, V, cut) + i, new.to(W), inside)
         else:
             _give_back(table, count, tensor, chunk, W, MASTER, V, CHUNK)
-        if update:
+        if _is_finite(tl.load(second)):  # again: registers are short
             last = _is_last(table) if READS_STEP or ESTIMATES else chunk == 0
             if last:
                 for j in range(0, count, FOLD):
