@@ -133,9 +133,11 @@ def descend_(t: Tensors, update: Update, correction: Correction | None, total: T
         gradients = table.gradients(t)
     used = [t.dtype, _exact(t)] if estimates else [t.dtype, _exact(t), t.gradient_dtype]
     width = _width(*used, state=formula.states > 0 or corrects.state)
+    # one access a list and thread, for Adam has many lists; with TRACER too many, so half as many threads, twice as large
+    warps = 8 if corrects.first and formula.states > 1 else table.chunk // (32 * width)
     launch.run(
         kernels.descend,
-        (t.device, table.chunks, table.chunk // (32 * width)),  # one access a list and thread: Adam has many lists
+        (t.device, table.chunks, warps),
         *(table.words, gradients, draws, pairs, t.steps, total, total if second is None else second, lr, radius),
         *(table.count, count, options, scalars, others),
         UPDATE=formula.function,
