@@ -34,10 +34,10 @@ BUDGET = {
     "sq_norm": 56,
     "ascend": 64,
     "noise": 64,
-    "descend sgd": 64,
+    "descend sgd": 56,
     "descend adam": 64,
     "correct sgd": 64,
-    "correct adam": 64,
+    "correct adam": 80,  # 256 threads with 8 elements each, as many elements as 1024 with 4
     "estimate": 64,
     "restore": 40,
 }
