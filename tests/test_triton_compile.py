@@ -20,6 +20,9 @@ import pytest
 import torch
 from cases import COVARIANCES, DTYPES, NATURAL, UPDATES, Lists, scalar
 
+from sharpkern.correction import Correction, Drawn, Estimated, Traced
+from sharpkern.covariance import Identity, Learned, Tracer
+
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET"):
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
@@ -27,8 +30,20 @@ if os.environ.get("TRITON_INTERPRET"):
 # All kernels for one GPU, every fifth for the others: a third of a second each adds up.
 EVERY = {80: 5, 90: 1, 100: 5}
 # Registers a thread, of 64 Ki that a multiprocessor has: with 64 it holds 1024 threads, with 48 a third more.
-BUDGET = {"sq_norm": 56, "ascend": 64, "descend sgd": 64, "descend adam": 64, "restore": 40}
+BUDGET = {
+    "sq_norm": 56,
+    "ascend": 64,
+    "noise": 64,
+    "descend sgd": 56,
+    "descend adam": 64,
+    "correct sgd": 64,
+    "correct adam": 80,  # 256 threads with 8 elements each, as many elements as 1024 with 4
+    "estimate": 64,
+    "restore": 40,
+}
 CHECKED = ["identity", "adaptive", "inverse", "inverse-average"]  # one a formula; damping and beta are arguments
+FEW = ("f32", "bf16", "f16-f32")  # dtypes of the rest of the family
+LEARNED, ADAM_TRACER = Learned(0.1, 0.1, 0.1), Tracer(0.1, 0.1, 0.999)
 
 
 @dataclass(frozen=True)
@@ -50,12 +65,12 @@ Case = tuple[str, Callable[[], None], int, int]  # name, launch, bytes of an ele
 
 def lists(dtypes: str, master: bool = False, draw: bool = False) -> Any:
     """A small list of tensors."""
-    t = Lists(dtypes, 1, (8,)).t
+    t, weight = Lists(dtypes, 1, (8,)).t, DTYPES[dtypes][0]
     if master:
         t.master, t.saved = True, [w.float() for w in t.weights]
         t.set_source()
     if draw:
-        t.draw, t.start = torch.tensor(0), [0]
+        t.draw, t.start, t.stochastic = torch.tensor(0), [0], weight.itemsize == 2
     return t
 
 
@@ -72,13 +87,13 @@ def cases() -> Iterator[Case]:
             exact, label = 4 if master else w, f"{dtypes}{' master' * master}"
             for name in CHECKED:
                 core = COVARIANCES[name][0]
-                f, reads_w = 4 * core.stored, exact * (name == "adaptive")
+                f, reads_w = 4 * (core.state is not None), exact * (name == "adaptive")
                 for add in (False, True)[: 1 + (name == "identity")]:
                     t = lists(dtypes, master)
                     run = partial(triton.sq_norm, t, core, total, add)
                     yield f"sq_norm {name} {label}{' add' * add}", run, g + reads_w + f, 0
                 for draw in (False, True)[: 3 - w // 2]:
-                    for track in (False, True)[1 - (core.stored or draw) :]:
+                    for track in (False, True)[1 - (core.state is not None or draw) :]:
                         t = lists(dtypes, master, draw)
                         run = partial(triton.ascend_, t, core, 0.1, total, track)
                         kind = f"{label}{' draw' * draw}{' track' * track}"
@@ -96,11 +111,60 @@ def cases() -> Iterator[Case]:
                     yield f"descend {family} {name} {natural} {label}", run, loaded, stored
             t = lists(dtypes, master)
             yield f"restore {label}", partial(triton.restore_, t, total), exact, w
+    yield from rest_of_the_family(triton)
     t = lists("f32")
     rate = torch.tensor(0.1)
     yield "ascend rho on the device", partial(triton.ascend_, t, COVARIANCES["identity"][0], rate, total, True), 8, 8
     update = UPDATES["adamw"][0](**{**UPDATES["adamw"][2], "lr": rate})
     yield "descend adam lr on the device", partial(triton.descend_, t, update, None, total, None), 20, 16
+
+
+def rest_of_the_family(triton: Any) -> Iterator[Case]:
+    """The kernels of noise, learned covariances, TRACER and evolution strategies."""
+    total = scalar(1.0)
+    for dtypes, master in [*((name, False) for name in FEW), ("bf16", True)]:
+        (weight, gradient), label = DTYPES[dtypes], f"{dtypes}{' master' * master}"
+        w, g, exact = weight.itemsize, gradient.itemsize, 4 if master else weight.itemsize
+        copied = w * (not master)
+        for name, core in (("learned", LEARNED), ("tracer", ADAM_TRACER)):
+            yield f"sq_norm {name} {label}", partial(triton.sq_norm, lists(dtypes, master), core, total), g + 4, 0
+            t = lists(dtypes, master)
+            t.first = [x.clone() for x in t.gradients] if name == "tracer" else t.first
+            stored = w + copied + (4 if name == "learned" else g)
+            yield f"ascend {name} {label}", partial(triton.ascend_, t, core, 0.1, total, True), g + exact + 4, stored
+        for name, core in (("identity", Identity()), ("learned", LEARNED)):
+            state = 4 * (core.state is not None)
+            for kind in ("gaussian", "mixed", "again", "rounded"):
+                if kind == "rounded" and w == 4:
+                    continue
+                t, mixed = lists(dtypes, master, draw=True), kind == "mixed"
+                t.stochastic = kind == "rounded"
+                again = 1 if kind == "again" else None
+                run = partial(triton.ascend_, t, core, 0.1, total if mixed else None, True, 0.5, 0.5, again)
+                moved = state if mixed else 0
+                yield f"noise {kind} {name} {label}", run, exact + g * mixed + state, w + copied * (not again) + moved
+        corrections: dict[str, tuple[Correction, int, int]] = {
+            "drawn": (Drawn(LEARNED), w + 4, 4),
+            "traced": (Traced(Tracer(0.1, 0.1), 0.1, 2.0, False), g + 4, 4),
+            "traced scaled": (Traced(Tracer(0.1, 0.1), 0.1, 2.0, True), g + 4, 4),
+            "traced adam": (Traced(ADAM_TRACER, 0.1, 2.0, False), g, 0),
+            "traced adam scaled": (Traced(ADAM_TRACER, 0.1, 2.0, True), g + 4, 0),
+            "estimated": (Estimated(0.1, 0.1, 0.1), -g, 0),
+            "estimated learned": (Estimated(0.1, 0.1, 0.1), 4 - g, 4),
+        }
+        for name, (correction, more, moved) in corrections.items():
+            for base in ("nesterov", "adam"):
+                if name.startswith("traced") and ("adam" in name) != (base == "adam"):
+                    continue
+                make, _, options = UPDATES[base]
+                update = make(**options)
+                t, states = lists(dtypes, master, draw=True), 4 * len(update.states)
+                t.first, t.pairs = [x.clone() for x in t.gradients], torch.zeros(2, 3)
+                t.fisher = [None] if name == "estimated" else t.fisher
+                run = partial(triton.descend_, t, update, correction, total, None)
+                kind = "estimate" if name.startswith("estimated") else f"correct {'adam' * (base == 'adam') or 'sgd'}"
+                loaded, stored = g + exact + states + more + exact, states + 4 * master + w + w + moved
+                yield f"{kind} {base} {name} {label}", run, loaded, stored
 
 
 class Target:
@@ -176,9 +240,12 @@ def test_kernels_are_what_they_should_be(capability: int, tmp_path: Path) -> Non
         found = [kernel for part in running for kernel in part.result()]
     print(f"\nsm_{capability}: {len(found)} kernels; the most registers of each kind")
     for kind, budget in BUDGET.items():
-        most = max((x for x in found if x.name.startswith(kind)), key=lambda x: x.registers)
+        most = max((x for x in found if x.name.startswith(f"{kind} ")), key=lambda x: x.registers)
         print(f"{kind:14}{most.registers:4} of {budget}  {most.name}")
         assert most.registers <= budget, most.name
+    for kernel in found:
+        if (kernel.loaded, kernel.stored) != (kernel.wanted_loaded, kernel.wanted_stored):
+            print(kernel)
     assert not [x for x in found if x.stack]
     assert not [x for x in found if (x.loaded, x.stored) != (x.wanted_loaded, x.wanted_stored)]
     # lists of 16 bits go in accesses of 8 bytes beside lists of float32, whose accesses have 16

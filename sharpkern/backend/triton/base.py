@@ -1,6 +1,7 @@
 """The base update at one coordinate, as in `csrc/base.h`: one function a formula, passed to the kernels.
 
-A formula takes w0, g, m, v, the updates done before, the learning rate and the other options, and gives w, m and v.
+A formula takes w0, g, what a second moment takes, m, v, the updates done before, the learning rate and the other options,
+and gives w, m and v.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ def decayed(weight_decay, w0, g):
 
 
 @triton.jit
-def sgd(w0, g, m, v, step, lr, options):
+def sgd(w0, g, raw, m, v, step, lr, options, RAW: tl.constexpr):
     """w = w0 - lr d."""
     return tl.fma(-lr, decayed(options[2], w0, options[3] * g), w0), m, v
 
 
 @triton.jit
-def momentum(w0, g, m, v, step, lr, options):
+def momentum(w0, g, raw, m, v, step, lr, options, RAW: tl.constexpr):
     """m ← momentum m + fresh d; w = w0 - lr m."""
     m = tl.fma(tl.where(step == 0, 1.0, options[1]), decayed(options[2], w0, options[3] * g), options[0] * m)
     return tl.fma(-lr, m, w0), m, v
 
 
 @triton.jit
-def nesterov(w0, g, m, v, step, lr, options):
+def nesterov(w0, g, raw, m, v, step, lr, options, RAW: tl.constexpr):
     """m ← momentum m + fresh d; w = w0 - lr (d + momentum m)."""
     d = decayed(options[2], w0, options[3] * g)
     m = tl.fma(tl.where(step == 0, 1.0, options[1]), d, options[0] * m)
@@ -52,26 +53,18 @@ def one_minus_exp(x):
 
 
 @triton.jit
-def adam_step(w0, g, m, v, step, lr, options):
-    """m ← m + (1 - β1)(g - m);  v ← β2 v + (1 - β2) g²;  w = w0 - lr m̂ / (sqrt(v̂) + eps)."""
+def adam(w0, g, raw, m, v, step, lr, options, RAW: tl.constexpr):
+    """m ← m + (1 - β1)(g - m);  v ← β2 v + (1 - β2) raw²;  w = (1 - lr decay) w0 - lr m̂ / (sqrt(v̂) + eps)."""
     fresh1, fresh2 = options[0], options[2]
+    g = decayed(options[4], w0, options[5] * g)
+    if not RAW:
+        raw = g
     m = tl.where(fresh1 < 0.5, tl.fma(fresh1, g - m, m), tl.fma(fresh1 - 1, g - m, g))
-    v = tl.fma(fresh2 * g, g, options[1] * v)
+    v = tl.fma(fresh2 * raw, raw, options[1] * v)
     size = tl.div_rn(lr, one_minus_exp((step + 1) * options[6]))
     root = tl.sqrt_rn(one_minus_exp((step + 1) * options[7]))
+    w0 = w0 * tl.fma(-lr, options[8], 1.0)
     return w0 - tl.div_rn(size * m, tl.div_rn(tl.sqrt_rn(v), root) + options[3]), m, v
-
-
-@triton.jit
-def adam(w0, g, m, v, step, lr, options):
-    """Weight decay is added to g."""
-    return adam_step(w0, decayed(options[4], w0, options[5] * g), m, v, step, lr, options)
-
-
-@triton.jit
-def adamw(w0, g, m, v, step, lr, options):
-    """Weight decay takes w0 to (1 - lr weight_decay) w0."""
-    return adam_step(w0 * tl.fma(-lr, options[4], 1.0), options[5] * g, m, v, step, lr, options)
 
 
 class Formula(NamedTuple):
@@ -86,7 +79,6 @@ FORMULAS = {
     "momentum": Formula(momentum, 1),
     "nesterov": Formula(nesterov, 1),
     "adam": Formula(adam, 2),
-    "adamw": Formula(adamw, 2),
 }
 
 
@@ -103,8 +95,8 @@ def arguments(kernel: str, options: Sequence[Number]) -> tuple[Number, tuple[flo
     lr, *others = options
     if FORMULAS[kernel].states < 2:
         momentum, dampening, weight_decay, sign = map(float, others)
-        return lr, (momentum, 1.0 - dampening, weight_decay, sign, *4 * (0.0,)), bool(momentum and dampening)
-    beta1, beta2, eps, weight_decay, sign = map(float, others)
+        return lr, (momentum, 1.0 - dampening, weight_decay, sign, *5 * (0.0,)), bool(momentum and dampening)
+    beta1, beta2, eps, added, sign, decay = map(float, others)
     # the logarithm keeps what float32 would lose of 1 - beta
     logarithms = (math.log(beta) if beta > 0 else -math.inf for beta in (beta1, beta2))
-    return lr, (1.0 - beta1, beta2, 1.0 - beta2, eps, weight_decay, sign, *logarithms), True
+    return lr, (1.0 - beta1, beta2, 1.0 - beta2, eps, added, sign, *logarithms, decay), True

@@ -16,11 +16,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sharpkern.backend.triton.philox import rounding_bits, stochastic
+from sharpkern.backend.triton.correction import summed
+from sharpkern.backend.triton.philox import normals, rounding_bits, stochastic
 
 HEAD = tl.constexpr(3)  # words before the rows: the ticket, then the two halves of the seed
-ROWS = ("weight", "saved", "source", "fisher", "m", "v", "numel", "start", "first")
-WEIGHT, SAVED, SOURCE, FISHER, M, V_, NUMEL, START, FIRST = map(tl.constexpr, range(len(ROWS)))
+ROWS = ("weight", "saved", "source", "fisher", "m", "v", "first", "numel", "start", "chunk")
+WEIGHT, SAVED, SOURCE, FISHER, M, V_, FIRST, NUMEL, START, FIRST_CHUNK = map(tl.constexpr, range(len(ROWS)))
 MAP = tl.constexpr(len(ROWS))
 # A kernel is compiled anew for integers that are 1, of 32 bits or multiples of 16, and in a tuple nothing turns that
 # off. Twice a word and this is none of them.
@@ -66,7 +67,7 @@ def _at(address, TYPE: tl.constexpr, V: tl.constexpr, cut: tl.constexpr):
 def _split(table, count, tensor, chunk, addresses, V: tl.constexpr, CHUNK: tl.constexpr):
     """First element of a chunk, where wide accesses end, a multiple of V, and where it ends; `addresses` are or-ed."""
     n = _get(table, count, NUMEL, tensor)
-    first = (chunk - _get(table, count, FIRST, tensor)) * CHUNK
+    first = (chunk - _get(table, count, FIRST_CHUNK, tensor)) * CHUNK
     whole = (n // V) * (addresses % 16 == 0).to(tl.int64) * V
     return first, whole, tl.minimum(first + CHUNK, n)
 
@@ -82,20 +83,23 @@ def _is_last(ticket):
     return last
 
 
-@triton.jit(do_not_specialize=["table", "gradients", "partials", "total", "count", "chunks", "share"])
+@triton.jit(do_not_specialize=["table", "gradients", "partials", "steps", "total", "count", "chunks", "share"])
 def sq_norm(
-    table, gradients, partials, total, count, chunks, share, scalars,
-    COVARIANCE: tl.constexpr, W: tl.constexpr, G: tl.constexpr, EXACT: tl.constexpr, READS_W: tl.constexpr,
-    STATE: tl.constexpr, ADD: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr,
+    table, gradients, partials, steps, total, count, chunks, share, scalars,
+    COVARIANCE: tl.constexpr, DIRECTION: tl.constexpr, W: tl.constexpr, G: tl.constexpr, EXACT: tl.constexpr,
+    READS_W: tl.constexpr, STATE: tl.constexpr, READS_STEP: tl.constexpr, ADD: tl.constexpr,
+    V: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """total ← Σ s g², or with ADD total + Σ s g²: float32 in a program, float64 over programs, in their order."""
+    """total ← Σ s g² or (s g)², on top of what there was with ADD: float32 in a program, float64 over programs."""
     program = tl.program_id(0)
     sums, rest = tl.zeros([CHUNK], tl.float32), tl.zeros([CHUNK // 4], tl.float32)
     for chunk in range(program * share, tl.minimum(chunks, (program + 1) * share)):
         tensor = _get(table, count, MAP, chunk)
         g = tl.load(gradients + tensor)
         if g != 0:
-            w, f = g, g
+            w, f, step = g, g, 1.0
+            if READS_STEP:
+                step = tl.load(steps + tensor)
             if READS_W:
                 w = _get(table, count, EXACT, tensor)
             if STATE:
@@ -112,11 +116,14 @@ def sq_norm(
                         weight = tl.load(_at(w, W, V, cut) + i, inside, 0.0).to(tl.float32)
                     if STATE:
                         fisher = tl.load(_at(f, tl.float32, V, cut) + i, inside, 0.0)
-                    s, fisher = COVARIANCE(weight, gradient, fisher, scalars)
+                    s, fisher = COVARIANCE(weight, gradient, fisher, step, scalars)
+                    other = gradient
+                    if DIRECTION:
+                        s, other = s * gradient, s
                     if cut == 1:
-                        sums = tl.where(inside, tl.fma(s, gradient * gradient, sums), sums)
+                        sums = tl.where(inside, tl.fma(s, gradient * other, sums), sums)
                     else:
-                        rest = tl.where(inside, tl.fma(s, gradient * gradient, rest), rest)
+                        rest = tl.where(inside, tl.fma(s, gradient * other, rest), rest)
     tl.store(partials + program, (tl.sum(sums) + tl.sum(rest)).to(tl.float64))
     if _is_last(table):
         parts = tl.zeros([FOLD], tl.float64)
@@ -129,36 +136,66 @@ def sq_norm(
         tl.store(total, result)
 
 
-@triton.jit(do_not_specialize=["table", "gradients", "draws", "total", "rho", "count"])
+@triton.jit(
+    do_not_specialize=["table", "gradients", "draws", "steps", "total", "rho", "worst", "noise", "again", "count"]
+)
 def ascend(
-    table, gradients, draws, total, rho, count, scalars,
-    COVARIANCE: tl.constexpr, W: tl.constexpr, G: tl.constexpr, STATE: tl.constexpr, MASTER: tl.constexpr,
-    TRACK: tl.constexpr, COUNTS: tl.constexpr, ROUNDS: tl.constexpr, RHO_LOADED: tl.constexpr,
-    V: tl.constexpr, CHUNK: tl.constexpr,
+    table, gradients, draws, steps, total, rho, worst, noise, again, count, scalars,
+    COVARIANCE: tl.constexpr, KEPT: tl.constexpr, W: tl.constexpr, G: tl.constexpr,
+    READS_STEP: tl.constexpr, STATE: tl.constexpr, MASTER: tl.constexpr, WORST: tl.constexpr, NOISE: tl.constexpr,
+    AGAIN: tl.constexpr, KEEPS_FIRST: tl.constexpr, TRACK: tl.constexpr, COUNTS: tl.constexpr, ROUNDS: tl.constexpr,
+    RHO_LOADED: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """w0 ← w, w ← w + rho s g / sqrt(total)."""
-    square = tl.load(total)
-    if _is_finite(square):
-        scale = tl.where(square > 0, _number(rho, RHO_LOADED).to(tl.float64) / tl.sqrt(square), 0.0).to(tl.float32)
+    """w0 ← w, w ← w + rho (worst s g / sqrt(total) + noise sqrt(s) η); with AGAIN no copy, and w0 is the source."""
+    square, runs = 0.0, True
+    if WORST:
+        square = tl.load(total)
+        runs = _is_finite(square)
+    if runs:
+        unit = _number(rho, RHO_LOADED)
+        scale, sigma = 0.0, noise * unit
+        still = sigma == 0
+        if WORST:
+            reach = (worst * unit).to(tl.float64)
+            scale = tl.where(square > 0, reach / tl.sqrt(square), 0.0).to(tl.float32)
+            still = still & (scale == 0)
         chunk = tl.program_id(0)
         tensor = _get(table, count, MAP, chunk)
-        g = tl.load(gradients + tensor)
-        draw = 0
+        draw, step, g, moves = 0, 1.0, 1, True
+        if WORST:
+            g = tl.load(gradients + tensor)
+            moves = g != 0
         if COUNTS:
             draw = tl.load(draws)
-        if g != 0:
-            w, w0, f = _get(table, count, WEIGHT, tensor), _get(table, count, SAVED, tensor), g
+        if READS_STEP:
+            step = tl.load(steps + tensor)
+        if moves:
+            w, w0 = _get(table, count, WEIGHT, tensor), _get(table, count, SOURCE if AGAIN else SAVED, tensor)
+            f, h = w, w
             if STATE:
                 f = _get(table, count, FISHER, tensor)
-            first, whole, end = _split(table, count, tensor, chunk, g | w | w0 | f, V, CHUNK)
+            if KEEPS_FIRST:
+                h = _get(table, count, FIRST, tensor)
+            used = w | w0 | f | h
+            if WORST:
+                used = used | g
+            first, whole, end = _split(table, count, tensor, chunk, used, V, CHUNK)
             for cut in tl.static_range(1, 5, 3):
                 limit = whole if cut == 1 else end
                 for j in range(first if cut == 1 else tl.maximum(first, whole), tl.minimum(limit, end), CHUNK // cut):
                     i = j + tl.arange(0, CHUNK // cut)
                     inside = i < limit
-                    gradient = tl.load(_at(g, G, V, cut) + i, inside, 0.0).to(tl.float32)
+                    if WORST:
+                        raw = tl.load(_at(g, G, V, cut) + i, inside, 0.0)
+                        gradient = raw.to(tl.float32)
+                        if KEEPS_FIRST:
+                            tl.store(_at(h, G, V, cut) + i, raw, i < limit * (h != 0).to(tl.int64))
+                    else:
+                        gradient = tl.zeros([CHUNK // cut], tl.float32)
                     if MASTER:
                         exact = tl.load(_at(w0, tl.float32, V, cut) + i, inside, 0.0)
+                    elif AGAIN:
+                        exact = tl.load(_at(w0, W, V, cut) + i, inside, 0.0).to(tl.float32)
                     else:
                         weight = tl.load(_at(w, W, V, cut) + i, inside, 0.0)
                         tl.store(_at(w0, W, V, cut) + i, weight, inside)
@@ -166,15 +203,22 @@ def ascend(
                     fisher = gradient
                     if STATE:
                         fisher = tl.load(_at(f, tl.float32, V, cut) + i, inside, 0.0)
-                    s, fisher = COVARIANCE(exact, gradient, fisher, scalars)
-                    if STATE and TRACK:
-                        tl.store(_at(f, tl.float32, V, cut) + i, fisher, inside)
-                    moved = tl.fma(scale, s * gradient, exact)
+                    s, fisher = COVARIANCE(exact, gradient, fisher, step, scalars)
+                    moved = exact
+                    if WORST:
+                        moved = tl.fma(scale, s * gradient, moved)
+                        if TRACK and KEPT is not None:
+                            tl.store(_at(f, tl.float32, V, cut) + i, KEPT(gradient, fisher, scale, scalars), inside)
+                    start = _get(table, count, START, tensor) + j
+                    if NOISE:
+                        moved = tl.fma(sigma * tl.sqrt(s), normals(table + 1, draw + again, start, CHUNK // cut), moved)
                     if ROUNDS:
-                        start = _get(table, count, START, tensor) + j
                         moved = stochastic(moved, rounding_bits(table + 1, draw, start, CHUNK // cut), W)
                     # w + 0 would turn -0 into 0
-                    tl.store(_at(w, W, V, cut) + i, moved.to(W), i < limit * (scale != 0).to(tl.int64))
+                    if AGAIN:
+                        tl.store(_at(w, W, V, cut) + i, tl.where(still, exact, moved).to(W), inside)
+                    else:
+                        tl.store(_at(w, W, V, cut) + i, moved.to(W), i < limit * (still == 0).to(tl.int64))
         if COUNTS and TRACK and _is_last(table):
             tl.store(draws, draw + 1)
 
@@ -203,23 +247,40 @@ def restore(table, total, count, W: tl.constexpr, MASTER: tl.constexpr, V: tl.co
         _give_back(table, count, _get(table, count, MAP, chunk), chunk, W, MASTER, V, CHUNK)
 
 
-@triton.jit(do_not_specialize=["table", "gradients", "steps", "total", "second", "lr", "count"])
+@triton.jit(
+    do_not_specialize=[
+        *("table", "gradients", "draws", "pairs", "steps", "total", "second", "lr", "radius", "count", "pair_count")
+    ]
+)
 def descend(
-    table, gradients, steps, total, second, lr, count, settings, scalars,
-    UPDATE: tl.constexpr, NATURAL: tl.constexpr, W: tl.constexpr, G: tl.constexpr,
-    STATES: tl.constexpr, MASTER: tl.constexpr, READS_STEP: tl.constexpr, LR_LOADED: tl.constexpr,
-    V: tl.constexpr, CHUNK: tl.constexpr,
+    table, gradients, draws, pairs, steps, total, second, lr, radius, count, pair_count, settings, scalars, others,
+    UPDATE: tl.constexpr, CORRECTION: tl.constexpr, W: tl.constexpr, G: tl.constexpr, STATES: tl.constexpr,
+    READS_FIRST: tl.constexpr, READS_F: tl.constexpr, READS_EPSILON: tl.constexpr, MOVES: tl.constexpr,
+    ESTIMATES: tl.constexpr, MASTER: tl.constexpr, READS_STEP: tl.constexpr, LR_LOADED: tl.constexpr,
+    RADIUS_LOADED: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """w ← update(w0, g), state in place; without a gradient, or where `second` is not finite, w ← w0."""
-    if _is_finite(tl.load(total)):
+    """w ← update(w0, g), state in place; without a gradient, or where `second` is not finite, w ← w0.
+
+    With ESTIMATES the gradient is made of the draws, for all tensors.
+    """
+    square = tl.load(total)
+    if _is_finite(square):
         update = _is_finite(tl.load(second))
         chunk = tl.program_id(0)
         tensor = _get(table, count, MAP, chunk)
-        g = tl.load(gradients + tensor)
-        if update & (g != 0):
+        g, draw, has = 1, 0, True
+        if ESTIMATES:
+            draw = tl.load(draws)
+        else:
+            g = tl.load(gradients + tensor)
+            has = g != 0
+        if update & has:
             w, w0 = _get(table, count, WEIGHT, tensor), _get(table, count, SOURCE, tensor)
-            f, m, v, step = g, g, g, 1.0
-            if NATURAL is not None:
+            f, h, m, v, step = w, w, w, w, 1.0
+            if READS_FIRST:
+                h = _get(table, count, FIRST, tensor)
+                h = tl.where(h == 0, g, h)
+            if READS_F:
                 f = _get(table, count, FISHER, tensor)
             if STATES > 0:
                 m = _get(table, count, M, tensor)
@@ -227,25 +288,47 @@ def descend(
                 v = _get(table, count, V_, tensor)
             if READS_STEP:
                 step = tl.load(steps + tensor)
-            rate = _number(lr, LR_LOADED)
-            first, whole, end = _split(table, count, tensor, chunk, g | w | w0 | f | m | v, V, CHUNK)
+            rate, distance = _number(lr, LR_LOADED), _number(radius, RADIUS_LOADED)
+            norm = tl.sqrt(square).to(tl.float32)
+            used = w | w0 | f | h | m | v
+            if not ESTIMATES:
+                used = used | g
+            first, whole, end = _split(table, count, tensor, chunk, used, V, CHUNK)
             for cut in tl.static_range(1, 5, 3):
                 limit = whole if cut == 1 else end
-                for j in range(first if cut == 1 else tl.maximum(first, whole), tl.minimum(limit, end), CHUNK // cut):
+                begin = first if cut == 1 else tl.maximum(first, whole)
+                # the compiler sees that the wide accesses are no loop
+                times = (first < whole).to(tl.int32) if cut == 1 else tl.cdiv(tl.maximum(end - begin, 0), CHUNK // cut)
+                for turn in range(times):
+                    j = begin + turn * (CHUNK // cut)
                     i = j + tl.arange(0, CHUNK // cut)
                     inside = i < limit
-                    gradient = tl.load(_at(g, G, V, cut) + i, inside, 0.0).to(tl.float32)
+                    if ESTIMATES:
+                        start = _get(table, count, START, tensor) + j
+                        gradient, epsilon = summed(pairs, pair_count, table + 1, draw, start, CHUNK // cut)
+                    else:
+                        gradient = tl.load(_at(g, G, V, cut) + i, inside, 0.0).to(tl.float32)
+                        epsilon = gradient
                     exact = tl.load(_at(w0, tl.float32 if MASTER else W, V, cut) + i, inside, 0.0).to(tl.float32)
-                    first_moment, second_moment = gradient, gradient
-                    if NATURAL is not None:
+                    initial, fisher, first_moment, second_moment = gradient, gradient, gradient, gradient
+                    if READS_FIRST:
+                        initial = tl.load(_at(h, G, V, cut) + i, inside, 0.0).to(tl.float32)
+                    if READS_F:
                         fisher = tl.load(_at(f, tl.float32, V, cut) + i, inside, 0.0)
-                        gradient = NATURAL(fisher, scalars) * gradient
+                    if READS_EPSILON:
+                        epsilon = tl.load(_at(w, W, V, cut) + i, inside, 0.0).to(tl.float32) - exact
+                    if CORRECTION is not None:
+                        gradient, fisher = CORRECTION(
+                            gradient, initial, fisher, epsilon, step, distance, norm, scalars, others
+                        )
+                    if MOVES:
+                        tl.store(_at(f, tl.float32, V, cut) + i, fisher, inside)
                     if STATES > 0:
                         first_moment = tl.load(_at(m, tl.float32, V, cut) + i, inside, 0.0)
                     if STATES > 1:
                         second_moment = tl.load(_at(v, tl.float32, V, cut) + i, inside, 0.0)
                     new, first_moment, second_moment = UPDATE(
-                        exact, gradient, first_moment, second_moment, step, rate, settings
+                        exact, gradient, initial, first_moment, second_moment, step, rate, settings, READS_FIRST
                     )
                     if STATES > 0:
                         tl.store(_at(m, tl.float32, V, cut) + i, first_moment, inside)
@@ -256,10 +339,14 @@ def descend(
                     tl.store(_at(w, W, V, cut) + i, new.to(W), inside)
         else:
             _give_back(table, count, tensor, chunk, W, MASTER, V, CHUNK)
-        if update:
-            last = _is_last(table) if READS_STEP else chunk == 0
+        if _is_finite(tl.load(second)):  # again: registers are short
+            last = _is_last(table) if READS_STEP or ESTIMATES else chunk == 0
             if last:
                 for j in range(0, count, FOLD):
                     i = j + tl.arange(0, FOLD)
-                    counted = tl.load(gradients + i, i < count, 0) != 0
+                    counted = i < count
+                    if not ESTIMATES:
+                        counted = tl.load(gradients + i, counted, 0) != 0
                     tl.store(steps + i, tl.load(steps + i, counted) + 1, counted)
+                if ESTIMATES:
+                    tl.store(draws, draw + pair_count)

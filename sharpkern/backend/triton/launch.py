@@ -72,6 +72,7 @@ class Table:
         count: Number of tensors.
         chunk: Elements in a chunk.
         chunks: Number of chunks of all tensors, at least 1.
+        keeps_first: Whether gradients of the first pass are kept.
         partials: Room for the sums of a norm's programs.
     """
 
@@ -91,10 +92,12 @@ class Table:
             "fisher": _addresses(t.fisher, self.count),
             "m": _addresses(t.m, self.count),
             "v": _addresses(t.v, self.count),
+            "first": _addresses(t.first, self.count),
             "numel": numel,
             "start": t.start or [0] * self.count,
-            "first": first[:-1],
+            "chunk": first[:-1],
         }
+        self.keeps_first = any(rows["first"])
         head = [0, t.seed & 0xFFFFFFFF, t.seed >> 32 & 0xFFFFFFFF]
         words = head + [word for row in kernels.ROWS for word in rows[row]]
         self.words = torch.empty(len(words) + self.chunks, dtype=torch.int64, device=t.device)

@@ -1,30 +1,83 @@
-"""Stochastic rounding, bit for bit as `csrc/philox.h` and `sharpkern/backend/reference/philox.py` define it."""
+"""Random numbers: stochastic rounding bit for bit as `csrc/philox.h` and `sharpkern/backend/reference/philox.py` define
+it, and standard normal numbers by the formulas of `csrc/normal.h`.
+
+A thread that holds all elements of a counter sees the same words for each of them and computes them once.
+"""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from sharpkern.backend.reference.philox import ROUNDING
+from sharpkern.backend.reference.philox import NORMAL, ROUNDING
 from sharpkern.tensors import GROUP
 
 _GROUP = tl.constexpr(GROUP)
-_ROUNDING = tl.constexpr(ROUNDING)
+_NORMAL_GROUP = tl.constexpr(4)
+_NORMAL, _ROUNDING = tl.constexpr(NORMAL), tl.constexpr(ROUNDING)
+
+
+@triton.jit
+def _words(key, draw, group, STREAM: tl.constexpr):
+    """Four words of 32 bits for each counter (group, draw, stream)."""
+    c0, c1 = group.to(tl.uint32), (group >> 32).to(tl.uint32)
+    c2, c3 = c0 * 0 + draw.to(tl.uint32), c0 * 0 + STREAM
+    return tl.philox_impl(c0, c1, c2, c3, tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32), 10)
 
 
 @triton.jit
 def rounding_bits(key, draw, first, SIZE: tl.constexpr):
     """16 random bits for each of SIZE elements from `first` on, a multiple of 8; one counter serves 8 elements."""
     i = tl.arange(0, SIZE)
-    # a thread that holds the 8 elements of a counter sees 8 times the same number here and computes it once
-    group = first // _GROUP + i // _GROUP
-    c0, c1 = group.to(tl.uint32), (group >> 32).to(tl.uint32)
-    c2, c3 = c0 * 0 + draw.to(tl.uint32), c0 * 0 + _ROUNDING
-    k0, k1 = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
-    x0, x1, x2, x3 = tl.philox_impl(c0, c1, c2, c3, k0, k1, 10)
+    x0, x1, x2, x3 = _words(key, draw, first // _GROUP + i // _GROUP, _ROUNDING)
     lane = i % _GROUP
     word = tl.where(lane < 4, tl.where(lane < 2, x0, x1), tl.where(lane < 6, x2, x3))
     return (word >> (lane % 2 * 16).to(tl.uint32)) & 0xFFFF
+
+
+@triton.jit
+def _log_uniform(word):
+    """ln u for u = (word / 2 + 1/2) 2^-31: exponent, and a polynomial on [sqrt(1/2), sqrt(2)]."""
+    uniform = tl.fma((word >> 1).to(tl.int32).to(tl.float32), 4.656612873077393e-10, 2.3283064365386963e-10)
+    bits = uniform.to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F3504F3) >> 23
+    f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    p = tl.fma(f * 0 + 0.08722243458, f, -0.14366787672)
+    p = tl.fma(p, f, 0.14952282608)
+    p = tl.fma(p, f, -0.16562402248)
+    p = tl.fma(p, f, 0.19956833124)
+    p = tl.fma(p, f, -0.25002074242)
+    p = tl.fma(p, f, 0.33334186673)
+    p = tl.fma(p, f, -0.49999988079)
+    p = tl.fma(p, f, 1.0)
+    return tl.fma(exponent.to(tl.float32), 0.69314718056, p * f)
+
+
+@triton.jit
+def normals(key, draw, first, SIZE: tl.constexpr):
+    """A standard normal number for each of SIZE elements from `first` on, a multiple of 4; two words serve two elements.
+
+    The first word gives a radius, the second an angle, of which the nearest quarter of the turn is taken off.
+    """
+    i = tl.arange(0, SIZE)
+    x0, x1, x2, x3 = _words(key, draw, first // _NORMAL_GROUP + i // _NORMAL_GROUP, _NORMAL)
+    pair = i % _NORMAL_GROUP < 2
+    radius = tl.sqrt(-2.0 * _log_uniform(tl.where(pair, x0, x2)))
+    turn = tl.where(pair, x1, x3)
+    quarter = (turn + 0x20000000) >> 30
+    a = (turn - (quarter << 30)).to(tl.int32, bitcast=True).to(tl.float32) * 4.656612873077393e-10  # half turns
+    t = a * a
+    sine = tl.fma(t * 0 - 0.58901220560, t, 2.54976105690)
+    sine = tl.fma(sine, t, -5.16770792007)
+    sine = tl.fma(sine, t, 3.14159274101) * a
+    cosine = tl.fma(t * 0 + 0.23126092553, t, -1.33503592014)
+    cosine = tl.fma(cosine, t, 4.05870676041)
+    cosine = tl.fma(cosine, t, -4.93480205536)
+    cosine = tl.fma(cosine, t, 1.0)
+    second = (i % 2).to(tl.uint32)  # of the two elements: the sine, which is the cosine a quarter before
+    magnitude = tl.where((quarter + second) % 2 == 0, cosine, sine)
+    negative = ((quarter + 1 - second) & 2) != 0
+    return radius * tl.where(negative, -magnitude, magnitude)
 
 
 @triton.jit
