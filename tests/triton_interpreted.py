@@ -311,6 +311,7 @@ def test_noise_again(where: str, dtypes: str) -> None:
     """From the copy the same draw gives the same weights; in place nothing but the weights is touched."""
     pair = Pair(dtypes, 23)
     pair.run(lambda backend, t: backend.ascend_(t, LEARNED, 1.0, None, False, 0.0, 0.5))
+    pair.check("weight", "saved")
     perturbed = pair.cases[0].arenas["weight"].flat()
     if where == "in place":
         for case in pair.cases:
@@ -400,7 +401,7 @@ FAMILY: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "tracer": (TRACER, torch.optim.SGD, {"rho": 0.02, "delta": 0.3, "radius": 0.05, "momentum": 0.9}),
     "tracer-scaled": (TRACER, torch.optim.SGD, {"rho": 0.02, "delta": 0.3, "radius": 0.05, "precondition": True}),
     "tracer-adam": (TRACER, torch.optim.Adam, {"rho": 0.02, "delta": 0.3, "radius": 0.05, "weight_decay": 0.1}),
-    "tracer-adam-scaled": (TRACER, torch.optim.AdamW, {"rho": 0.02, "delta": 0.3, "radius": 0.05, "precondition": True}),
+    "tracer-adam-scaled": (TRACER, torch.optim.AdamW, {"rho": 0.02, "delta": 0.3, "radius": 0.1, "precondition": True}),
     "es": (EvolutionStrategies, torch.optim.AdamW, {"pairs": 3, "rho": 0.5}),
     "es-learned": (EvolutionStrategies, torch.optim.SGD, {"pairs": 3, "rho": 0.5, "learned": True, "momentum": 0.9}),
     "es-in-place": (EvolutionStrategies, torch.optim.SGD, {"pairs": 3, "rho": 0.5, "learned": True, "in_place": True}),

@@ -1,7 +1,7 @@
 """The base update at one coordinate, as in `csrc/base.h`: one function a formula, passed to the kernels.
 
-A formula takes w0, g, what a second moment takes, m, v, the updates done before, the learning rate and the other options,
-and gives w, m and v.
+A formula takes w0, g, raw, m, v, the updates done before, the learning rate, the other options, and whether a second
+moment takes raw instead of g; it gives w, m and v.
 """
 
 from __future__ import annotations

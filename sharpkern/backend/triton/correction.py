@@ -1,8 +1,8 @@
 """What a method makes of the gradient in the second half of a step, as in `csrc/correction.h`: one function a formula.
 
 A formula takes g2, the gradient g of the first pass, what is kept of the covariance, ε, the updates done before, the
-radius, the norm of the first pass, the scalars of the covariance and further ones. It gives what the base update takes and what
-is kept. What it does not read may be anything.
+radius, the norm of the first pass, the scalars of the covariance and others. It gives what the base update takes and
+what is kept. What it does not read may be anything.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def formula(correction: Correction | None, state: bool) -> Formula:
         return Formula(function, True, average or scaled, moves=average, step=scaled and not average)
     if correction.kernel == "estimated":
         return Formula(estimated_learned if state else estimated, state=state, moves=state)
-    return {"natural": Formula(natural, state=True), "drawn": Formula(drawn, False, True, True, True)}[correction.kernel]
+    natural_, drawn_ = Formula(natural, state=True), Formula(drawn, state=True, epsilon=True, moves=True)
+    return {"natural": natural_, "drawn": drawn_}[correction.kernel]
 
 
 def arguments(correction: Correction | None) -> tuple[Number, tuple[float, ...], tuple[float, float]]:

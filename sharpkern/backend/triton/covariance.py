@@ -1,8 +1,8 @@
 """The covariance s at one coordinate, as in `csrc/covariance.h`: one function a formula, passed to the kernels.
 
 A formula takes the weight, the gradient, what is kept of the covariance, the updates done before and the scalars. It
-gives s and the Fisher diagonal that s was taken from. What it does not read may be anything. A second formula gives what
-is kept once w + scale s g is reached.
+gives s and the Fisher diagonal that s was taken from. What it does not read may be anything. A second formula gives
+what is kept once w + scale s g is reached.
 """
 
 from __future__ import annotations

@@ -25,9 +25,9 @@ else:
     from sharpkern.backend.triton import kernels, launch
     from sharpkern.backend.triton.base import FORMULAS as UPDATES
     from sharpkern.backend.triton.base import arguments as update_options
-    from sharpkern.backend.triton.covariance import FORMULAS as COVARIANCES
     from sharpkern.backend.triton.correction import arguments as correction_arguments
     from sharpkern.backend.triton.correction import formula as correction_formula
+    from sharpkern.backend.triton.covariance import FORMULAS as COVARIANCES
     from sharpkern.backend.triton.covariance import scalars as covariance_scalars
     from sharpkern.backend.triton.launch import table_of
 
@@ -133,7 +133,7 @@ def descend_(t: Tensors, update: Update, correction: Correction | None, total: T
         gradients = table.gradients(t)
     used = [t.dtype, _exact(t)] if estimates else [t.dtype, _exact(t), t.gradient_dtype]
     width = _width(*used, state=formula.states > 0 or corrects.state)
-    # one access a list and thread, for Adam has many lists; with TRACER too many, so half as many threads, twice as large
+    # one access a list and thread, for Adam has many lists; with TRACER too many: half as many threads, twice as large
     warps = 8 if corrects.first and formula.states > 1 else table.chunk // (32 * width)
     launch.run(
         kernels.descend,

@@ -1,5 +1,4 @@
-"""Random numbers: stochastic rounding bit for bit as `csrc/philox.h` and `sharpkern/backend/reference/philox.py` define
-it, and standard normal numbers by the formulas of `csrc/normal.h`.
+"""Random numbers: stochastic rounding bit for bit as in `csrc/philox.h`, normal numbers by the formulas of `normal.h`.
 
 A thread that holds all elements of a counter sees the same words for each of them and computes them once.
 """
@@ -55,10 +54,8 @@ def _log_uniform(word):
 
 @triton.jit
 def normals(key, draw, first, SIZE: tl.constexpr):
-    """A standard normal number for each of SIZE elements from `first` on, a multiple of 4; two words serve two elements.
-
-    The first word gives a radius, the second an angle, of which the nearest quarter of the turn is taken off.
-    """
+    """A standard normal number for each of SIZE elements from `first` on, a multiple of 4."""
+    # two words serve two elements: a radius, and an angle, of which the nearest quarter of the turn is taken off
     i = tl.arange(0, SIZE)
     x0, x1, x2, x3 = _words(key, draw, first // _NORMAL_GROUP + i // _NORMAL_GROUP, _NORMAL)
     pair = i % _NORMAL_GROUP < 2
