@@ -51,7 +51,8 @@ class EvolutionStrategies(SharpnessAware):
         learned: Whether s is learned: log s ← log s + lr_covariance/2 Σ u_k (η_k² - 1), u_k rank utilities.
         lr_covariance: Its learning rate.
         in_place: Undo the noise by adding it again instead of keeping a copy of w: no memory beyond the weights and the
-            base optimizer's, and a rounding error of w in each evaluation.
+            base optimizer's. Rounding makes w drift: by 6e-8 sqrt(n) of its size after n pairs in float32 (measured,
+            weights of size 0.05 and noise of 0.001), but by 0.4 % sqrt(n) in bfloat16, which wants the copy.
         seed: Of the noise, from 0 to 2^64 - 1.
         **options: Options of the base optimizer and those that every class takes; see `SharpnessAware`.
 

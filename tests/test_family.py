@@ -155,6 +155,19 @@ def test_backends_draw_the_same_noise(backend: str) -> None:
     assert (results[0] - results[1]).abs().max() < 2e-6 * scale
 
 
+def test_noise_does_not_depend_on_threads(backend: str) -> None:
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        params = [nn.Parameter(torch.zeros(n)) for n in (17, 50_000, 3, 30_001)]
+        optimizer = RandomSAM(params, rho=50.0, lr=0.1, seed=3, backend=backend)
+        optimizer.first_step()
+        results.append(flat(params).detach().clone())
+        optimizer.restore()
+    assert exactly(results[0], results[1])
+    assert exactly(results[0], results[2])
+
+
 @pytest.mark.parametrize("make", [RandomSAM, MixSAM, MFVI])
 @pytest.mark.parametrize("way", ["state_dict", "deepcopy"])
 def test_a_resumed_run_draws_the_same_noise(way: str, make: Any, backend: str) -> None:
