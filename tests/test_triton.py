@@ -58,7 +58,10 @@ CHOICES = {
         "test_family.py",
         "triton and not float64 and (backends_draw or mixtures or the_first_step or s_stays or missing or masters)",
     ),
-    "evolution": ("test_evolution.py", "triton and not (float64 or 0.3) and (way_back or no_copy or narrows or running)"),
+    "evolution": (
+        "test_evolution.py",
+        "triton and not (float64 or 0.3) and (way_back or no_copy or narrows or running)",
+    ),
     "rest": ("triton_interpreted.py", ""),
 }
 
