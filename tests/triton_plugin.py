@@ -42,6 +42,7 @@ def call(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    np.seterr(all="ignore")  # also where a test makes errors of warnings: what is masked is computed all the same
     interpreter.InterpreterBuilder.cast_impl = cast
     interpreter.InterpretedFunction.__call__ = call
     # its time goes with the number of programs and of statements
