@@ -204,7 +204,7 @@ def test_more_gradient_buffers_than_are_kept_give_the_same_as_the_reference() ->
 
 LEARNED, TRACED = Learned(0.3, 0.1, 0.2), Tracer(0.3, 0.2, 0.9)
 NESTEROV = SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.05, maximize=True)
-MIXED = ["f32", "bf16", "f32-bf16", "f16-f32"]
+MIXED = ["f32", "bf16", "f16-f32"]
 
 
 class Pair:
@@ -485,7 +485,7 @@ def test_trajectories_are_those_of_the_reference(variant: str, base: str, mode: 
     for backend in ("triton", "reference"):
         params = parameters(network_weights(9, torch.float32 if mode == "plain" else torch.bfloat16))
         optimizer = build(sharpkern, variant, base, params, backend, **options)
-        for number in range(6):
+        for number in range(4):
             optimizer.step(closure_of(optimizer, params, network_loss(9, number)))
         masters = [optimizer.state[p]["master"] for p in params] if mode == "master" else params
         assert all(exactly(p.detach(), m.detach().to(p.dtype)) for p, m in zip(params, masters, strict=True))
