@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
 
-from torch import Tensor, ones_like, where
+from torch import Tensor, ones_like, where, zeros_like
 
 
 class Covariance(Protocol):
@@ -220,7 +220,7 @@ class Tracer:
 
     def fisher(self, g: Tensor, f: Tensor | None, step: float = 0.0) -> Tensor | None:
         if self.adam and f is not None:
-            return f / (1 - self.adam**step) if step else f
+            return f / (1 - self.adam**step) if step else zeros_like(f)
         return f
 
     def s(self, w: Tensor, f: Tensor | None) -> Tensor:

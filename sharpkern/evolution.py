@@ -142,7 +142,8 @@ class EvolutionStrategies(SharpnessAware):
             t = launch.tensors
             t.gather()
             if self._in_place and not t.master:
-                t.source, t.handle = t.weights, None
+                if t.source is not t.weights:
+                    t.source, t.handle = t.weights, None
             else:
                 plan.attach_saved(t)
                 t.set_source(everything=True)

@@ -362,3 +362,22 @@ def test_the_warning_waits_for_a_perturbation(backend: str) -> None:
 def test_a_switch_is_on_or_off(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name}=3: wanted True or False"):
         sharpkern.SAM(parameters(torch.bfloat16), lr=0.1, **{name: 3})
+
+
+def test_repeated_draws_round_with_their_own_bits(backend: str) -> None:
+    """Evolution strategies with stochastic rounding: every pair its bits, the same on every backend."""
+    runs = []
+    for name in ("reference", backend):
+        torch.manual_seed(2)
+        p = torch.nn.Parameter(torch.randn(500).to(torch.bfloat16))
+        optimizer = sharpkern.EvolutionStrategies([p], rho=0.5, lr=0.0, pairs=3, backend=name, stochastic_rounding=True)
+        seen: list[Tensor] = []
+
+        def closure(p: Tensor = p, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(p.detach().clone())
+            return p.float().sum()
+
+        optimizer.step(closure)
+        runs.append(seen)
+    for one, other in zip(*runs, strict=True):
+        assert (one != other).float().mean() < 0.01  # where noise of another last bit meets a boundary

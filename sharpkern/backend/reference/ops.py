@@ -104,8 +104,10 @@ def descend_(t: Tensors, update: Update, correction: Correction | None, total: T
             if w0 is not w:
                 w.copy_(w0)
             continue
-        first = t.first[i] if correction is not None and correction.first else None
-        new = update(w0.to(g.dtype), g, t.m[i], t.v[i], t.steps[i], None if first is None else first.to(g.dtype))
+        raw = None
+        if correction is not None and correction.first:
+            raw = t.gradients[i] if t.first[i] is None else t.first[i]
+        new = update(w0.to(g.dtype), g, t.m[i], t.v[i], t.steps[i], None if raw is None else raw.to(g.dtype))
         if t.master:
             t.saved[i].copy_(new)
         w.copy_(new)

@@ -213,7 +213,7 @@ def ascend(
                     if NOISE:
                         moved = tl.fma(sigma * tl.sqrt(s), normals(table + 1, draw + again, start, CHUNK // cut), moved)
                     if ROUNDS:
-                        moved = stochastic(moved, rounding_bits(table + 1, draw, start, CHUNK // cut), W)
+                        moved = stochastic(moved, rounding_bits(table + 1, draw + again, start, CHUNK // cut), W)
                     # w + 0 would turn -0 into 0
                     if AGAIN:
                         tl.store(_at(w, W, V, cut) + i, tl.where(still, exact, moved).to(W), inside)
