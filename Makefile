@@ -2,7 +2,9 @@
 #   make demo    trains the demo network with every method and leaves table, figure and CSV under runs/
 #   make test    all tests
 #   make lint    ruff and mypy
-#   make bench   whole steps against the peers; rows go to bench/data/step.csv
+#   make bench   ops and whole steps against the peers; rows go to bench/data/cpu.csv; ARGS=--full for everything
+#   make instructions   instruction counts against those recorded; wants valgrind
+#   make figures   figures and tables of docs/benchmarks.md from bench/data
 #   make gpu-check OUT=folder   everything that wants a GPU, with the Python and torch at hand: see bench/gpu_check.py
 #   TORCH=...    another torch, e.g. make test TORCH='torch==2.12.0'
 
@@ -23,8 +25,15 @@ lint: $(VENV)/lint.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/test.stamp
-	$(BIN)/python bench/step.py
+bench: $(VENV)/bench.stamp
+	$(BIN)/python bench/step.py $(ARGS)
+
+instructions: $(VENV)/test.stamp
+	$(BIN)/python bench/instructions.py $(ARGS)
+
+figures: $(VENV)/test.stamp
+	$(BIN)/python bench/figures.py
+	$(BIN)/python bench/tables.py
 
 gpu-check:
 	$(PYTHON) bench/gpu_check.py --out $(or $(OUT),runs/gpu-check)
@@ -45,8 +54,12 @@ $(VENV)/test.stamp: $(VENV)/demo.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,test]'
 	@touch $@
 
+$(VENV)/bench.stamp: $(VENV)/test.stamp
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,test,bench]'
+	@touch $@
+
 $(VENV)/lint.stamp: $(VENV)/test.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,test,lint]'
 	@touch $@
 
-.PHONY: demo test lint bench gpu-check clean
+.PHONY: demo test lint bench instructions figures gpu-check clean

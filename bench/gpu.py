@@ -16,14 +16,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import DeviceClock, HostClock, Step, append, gpu, in_turns, parameters, ratio, spread, two_passes, versions
-from rivals import BASES, RHO, Compiled, Foreach, Usual, plain
-from shapes import SHAPES, Shape
 from torch import Tensor
 
 import sharpkern
 from sharpkern import ops
 from sharpkern.base import SGD, Adam, Update
+from sharpkern.bench import traffic
+from sharpkern.bench.candidates import base_update
+from sharpkern.bench.measure import (
+    Clock,
+    HostClock,
+    Step,
+    clock_of,
+    columns,
+    in_turns,
+    parameters,
+    ratio,
+    spread,
+    two_passes,
+)
+from sharpkern.bench.provenance import gpu, versions
+from sharpkern.bench.results import append
+from sharpkern.bench.rivals import BASES, RHO, Compiled, Foreach, Usual, plain
+from sharpkern.bench.shapes import SHAPES, Shape
+from sharpkern.bench.traffic import Sizes
 from sharpkern.covariance import Identity
 from sharpkern.tensors import Tensors
 
@@ -35,19 +51,18 @@ UPDATES: dict[str, Update] = {
     "descend sgd": SGD(1e-3, 0.9, weight_decay=5e-4),
     "descend adamw": Adam(1e-3, (0.9, 0.999), 1e-8, 0.01, decoupled=True, maximize=False),
 }
-# how often an element of the weights' dtype is read or written, and how many bytes of float32 state
-TRAFFIC = {
-    "sq_norm": (1, 0),
-    "ascend": (4, 0),
-    "descend sgd": (3, 8),
-    "descend adamw": (3, 16),
-    "restore": (2, 0),
-    "copy": (2, 0),
-}
-STEP_BYTES = {"sgd": 40, "adamw": 48}  # a float32 parameter
-STATE_BYTES = {"sgd": 4, "adamw": 8}
+STEP_BYTES = {base: traffic.step(Identity(), base_update(base), Sizes()) for base in BASES}  # a float32 parameter
 CACHE = 256 << 20  # bytes; buffers rotate over more than any cache holds
 LARGE = "copy, 1 GiB"
+
+
+def op_bytes(dtype: torch.dtype) -> dict[str, int]:
+    """Bytes a parameter of every op."""
+    each = Sizes.of(dtype)
+    updates = {name: traffic.descend(update, each) for name, update in UPDATES.items()}
+    norm, ascend = traffic.sq_norm(Identity(), each), traffic.ascend(Identity(), each)
+    restore = traffic.restore(each)
+    return {"sq_norm": norm, "ascend": ascend, **updates, "restore": restore, "copy": restore}
 
 
 class Bench:
@@ -73,9 +88,9 @@ class Bench:
             name for name in ops.NAMES if name not in skipped and not ops.load(name).why_not(torch.device(device))
         ]
 
-    def clock(self, plugged: bool = False) -> HostClock | DeviceClock:
+    def clock(self, plugged: bool = False) -> Clock:
         """What measures the device."""
-        return DeviceClock(plugged) if self.device == "cuda" else HostClock()
+        return clock_of(self.device, plugged)
 
     def large_copy(self) -> Step:
         """The copy that everything is compared with: 1 GiB read and 1 GiB written."""
@@ -89,7 +104,7 @@ class Bench:
         sizes = {**sizes, LARGE: 8 * self.copied}
         seconds = in_turns(steps, self.repeats, 10 if plugged else 5, self.clock(plugged))
         for name, times in seconds.items():
-            row = {**common, "candidate": name, "unit": "us", **_columns([t * 1e6 for t in times])}
+            row = {**common, "candidate": name, "unit": "us", **columns([t * 1e6 for t in times])}
             if name in sizes:
                 share = [sizes[name] / t / (8 * self.copied / c) for t, c in zip(times, seconds[LARGE], strict=True)]
                 row |= {"bytes": sizes[name], "share_of_copy": spread(share)[1]}
@@ -106,8 +121,7 @@ class Bench:
     def ops(self) -> Iterator[Row]:
         """Each op of each backend on one tensor."""
         for dtype, elements in itertools.product((torch.float32, torch.bfloat16), self.elements):
-            size = dtype.itemsize
-            sizes = {name: elements * (n * size + state) for name, (n, state) in TRAFFIC.items()}
+            sizes = {name: elements * n for name, n in op_bytes(dtype).items()}
             buffers = [
                 _Buffers(elements, dtype, self.device) for _ in range(math.ceil(self.cache / sizes["ascend"]) + 1)
             ]
@@ -172,7 +186,7 @@ class Bench:
         seconds = in_turns(steps, self.repeats, 40, HostClock(self.device))
         for name, times in seconds.items():
             row = {"table": "host", "candidate": name, "dtype": "float32", "shapes": "small", "tensors": len(shapes)}
-            yield {**row, "elements": 256 * len(shapes), "unit": "us", **_columns([t * 1e6 for t in times])}
+            yield {**row, "elements": 256 * len(shapes), "unit": "us", **columns([t * 1e6 for t in times])}
 
     def memory(self) -> Iterator[Row]:
         """The most bytes a parameter that a step takes beyond weights, gradients and the state of the base update."""
@@ -182,7 +196,8 @@ class Bench:
         shapes = SHAPES[network]()
         count = sum(map(math.prod, shapes))
         for name, optimizer in self.optimizers(shapes):
-            extra = _extra_bytes(optimizer) / count - STATE_BYTES[name.rpartition(" ")[2]]
+            update = base_update(name.rpartition(" ")[2])
+            extra = _extra_bytes(optimizer) / count - Sizes().state * len(update.states)
             row = {"table": "memory", "candidate": name, "dtype": "float32", "shapes": network, "elements": count}
             yield {**row, "tensors": len(shapes), "unit": "B/param", "p50": extra}
 
@@ -263,10 +278,6 @@ def _between(optimizer: Any, assign: Step) -> Step:
     return step
 
 
-def _columns(values: list[float]) -> Row:
-    return dict(zip(("p20", "p50", "p80"), spread(values), strict=True))
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -299,7 +310,7 @@ def main() -> None:
     for table in args.tables or tables:
         for row in getattr(bench, table)():
             show(row)
-            append(path, [*about, *FIELDS, *FIGURES], [{**about, **row}])  # one at a time: what is measured is kept
+            append(path, [{**about, **row}], [*about, *FIELDS, *FIGURES])  # one at a time: what is measured is kept
             count += 1
     print(f"appended {count} rows to {path}")
 

@@ -120,10 +120,13 @@ PYBIND11_MODULE(_kernels, m) {
       .def("set", [](CpuTable& self, const std::string& row,
                      std::vector<std::uintptr_t> addresses) { self.table.set(row, std::move(addresses)); })
       .def("set_steps", [](CpuTable& self, std::uintptr_t address) { self.table.steps = address; })
+      .def("set_take", [](CpuTable& self, std::uintptr_t address) { self.table.take = address; })
       .def("set_noise", [](CpuTable& self, std::uintptr_t draw, std::uint64_t seed,
                            std::vector<std::uint64_t> start, bool stochastic) {
              self.table.set_noise(draw, seed, std::move(start), stochastic);
            })
+      .def("set_runs", [](CpuTable& self, std::vector<std::uint64_t> run,
+                          std::vector<std::uint64_t> pitch) { self.table.set_runs(std::move(run), std::move(pitch)); })
       .def("set_pairs", [](CpuTable& self, std::uintptr_t address, std::size_t count) {
              self.table.pairs = address;
              self.table.pair_count = count;

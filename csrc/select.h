@@ -6,6 +6,7 @@
 #include "base.h"
 #include "correction.h"
 #include "covariance.h"
+#include "gradient.h"
 #include "ops.h"
 
 namespace sharpkern::SHARPKERN_ISA {

@@ -55,11 +55,15 @@ struct Table {
   std::array<std::vector<std::uintptr_t>, kRows> rows;
   std::uintptr_t steps = 0;  // float32, one a tensor: the updates done
   std::uintptr_t draw = 0;   // int64: the draws of random numbers done; or null
+  std::uintptr_t take = 0;   // float64: the factor and the bound with which gradients are read; or null
   std::uint64_t seed = 0;
   bool stochastic = false;     // whether w + eps is rounded stochastically
   std::uintptr_t pairs = 0;    // evolution strategies: float32, a weight a pair, then a utility a pair
   std::size_t pair_count = 0;
   std::vector<std::uint64_t> start;  // index of each tensor's first element in the flattened parameters
+  // Where tensors are shards, for each: how many elements lie one after the other in the flattened parameters, 0 where
+  // all do, and how far the next such run lies from this one. Empty where no tensor is cut.
+  std::vector<std::uint64_t> run, pitch;
   std::vector<double> partial;
 
   Table(std::vector<std::size_t> sizes, const std::string& weight_dtype, const std::string& gradient_dtype,
@@ -98,6 +102,15 @@ struct Table {
     seed = seed_;
     stochastic = with_stochastic;
     start = std::move(starts);
+  }
+
+  void set_runs(std::vector<std::uint64_t> runs, std::vector<std::uint64_t> pitches) {
+    if (runs.size() != size() || pitches.size() != size())
+      throw std::invalid_argument("as many runs and pitches are wanted as there are tensors");
+    for (std::uint64_t elements : runs)
+      if (elements >> 31) throw std::invalid_argument("a run of a cut tensor has 2^31 elements or more");
+    run = std::move(runs);
+    pitch = std::move(pitches);
   }
 
   // The dtype of w0, and the row of the exact w before a perturbation.

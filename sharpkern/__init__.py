@@ -1,11 +1,12 @@
 """Sharpness-aware optimizers for PyTorch with fused kernels."""
 
 from sharpkern import fisher
+from sharpkern.accumulation import m_sharpness, passes
 from sharpkern.evolution import EvolutionStrategies
-from sharpkern.model import frozen_statistics, param_groups
+from sharpkern.model import guard, param_groups
 from sharpkern.ops import BackendStatus, backends
 from sharpkern.optimizer import SharpnessAware
-from sharpkern.parts import m_sharpness
+from sharpkern.statistics import frozen_statistics
 from sharpkern.variants import ASAM, MFVI, SAM, TRACER, FisherSAM, MixSAM, RandomSAM, VariationalSAM
 
 __version__ = "0.1.0"
@@ -25,6 +26,8 @@ __all__ = [
     "backends",
     "fisher",
     "frozen_statistics",
+    "guard",
     "m_sharpness",
     "param_groups",
+    "passes",
 ]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharpkern.sharded import is_sharded, local, part_of, spread_like
+
 # State that the fused updates keep in float32 whatever the dtype of the weight; torch would cast it to that dtype.
 _FLOAT_STATE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "fisher", "covariance", "master")
 
@@ -48,6 +50,25 @@ def check_state(state_dict: Mapping[str, Any], groups: Sequence[Mapping[str, Any
                 )
 
 
+def asks_for_state(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Any]) -> bool:
+    """Whether a step without a closure can only be meant to make the state.
+
+    So `torch.distributed.checkpoint.state_dict` calls it on an optimizer that has none yet, to have tensors to load
+    into: with a learning rate of 0 and gradients that are all 0.
+
+    Args:
+        groups: The groups.
+        state: The optimizer's state.
+
+    Returns:
+        Whether it is so.
+    """
+    if state or any(float(group["lr"]) for group in groups):
+        return False
+    params = [p for group in groups for p in group["params"] if p.requires_grad]
+    return all(p.grad is not None and not bool(local(p.grad).any()) for p in params)
+
+
 def restore_state(
     state: MutableMapping[Any, Any],
     saved_groups: Sequence[Mapping[str, Any]],
@@ -71,4 +92,6 @@ def restore_state(
             kept = name in {"fisher", "covariance", "master"} or (fused and name in _FLOAT_STATE) or name == "step"
             source = value if kept else state[param][name]
             device = source.device if name == "step" else param.device
+            if is_sharded(param) and value.shape == param.shape:
+                source = spread_like(part_of(source, param), param)
             state[param][name] = source.detach().to(device=device, copy=True, memory_format=torch.preserve_format)

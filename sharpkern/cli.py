@@ -1,4 +1,4 @@
-"""The commands `sharpkern info`, `verify` and `train`; also `python -m sharpkern`."""
+"""The commands `sharpkern info`, `verify`, `train`, `bench` and `toy`; also `python -m sharpkern`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 import sharpkern
-from sharpkern import ops, train, verify
+from sharpkern import bench, ops, toy, train, verify
 
 
 def _version(package: str) -> str:
@@ -85,6 +85,16 @@ def parser() -> argparse.ArgumentParser:
     command = commands.add_parser("train", help="train a network on real data", description=train.__doc__)
     train.add_arguments(command)
     command.set_defaults(run=train.main)
+
+    command = commands.add_parser("bench", help="time against the peers and a copy")
+    bench.add_arguments(command)
+    command.set_defaults(run=bench.main)
+
+    command = commands.add_parser(
+        "toy", help="a flat and a sharp minimum, and the way to them", description=toy.__doc__
+    )
+    toy.add_arguments(command)
+    command.set_defaults(run=toy.main)
     return top
 
 

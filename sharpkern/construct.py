@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+
+from sharpkern.modes import check_tensor
+from sharpkern.sharded import check_spread
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _ONE_OF = {
@@ -34,6 +38,10 @@ class Common:
     master_weights: bool = False
     stochastic_rounding: bool = False
     skip_nonfinite: bool = False
+    scaler: GradScaler | None = None
+    max_norm: float | None = None
+    clip_value: float | None = None
+    per_rank: bool = False
 
     @classmethod
     def take(cls, options: dict[str, Any]) -> Common:
@@ -46,13 +54,31 @@ class Common:
             They.
 
         Raises:
-            ValueError: A switch is neither True nor False, or two exclude each other.
+            ValueError: A switch is neither True nor False, or a number out of range.
+            TypeError: The scaler is no GradScaler.
         """
         common = cls(**{field.name: options.pop(field.name) for field in fields(cls) if field.name in options})
-        for name in ("master_weights", "stochastic_rounding", "skip_nonfinite"):
+        for name in ("master_weights", "stochastic_rounding", "skip_nonfinite", "per_rank"):
             if getattr(common, name) not in (True, False):
                 raise ValueError(f"{name}={getattr(common, name)!r}: wanted True or False")
+        for name in ("max_norm", "clip_value"):
+            if getattr(common, name) is not None:
+                check_number(name, getattr(common, name), positive=True)
+        check_scaler(common.scaler)
         return common
+
+
+def check_scaler(scaler: Any) -> None:
+    """Checks that a scaler is one.
+
+    Args:
+        scaler: A `torch.amp.GradScaler`, or None.
+
+    Raises:
+        TypeError: It is not.
+    """
+    if not (scaler is None or isinstance(scaler, GradScaler)):
+        raise TypeError(f"scaler={scaler!r}: wanted a torch.amp.GradScaler, or None")
 
 
 COMMON = tuple(field.name for field in fields(Common))
@@ -200,6 +226,8 @@ def check_parameters(params: Sequence[Tensor], others: Sequence[Tensor]) -> None
         ValueError: They cannot be taken.
     """
     for p in params:
+        check_tensor(p)
+        check_spread(p)
         if p.dtype not in DTYPES:
             names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
             raise ValueError(

@@ -13,12 +13,16 @@ from torch.optim.optimizer import ParamsT
 
 from sharpkern import covariance
 from sharpkern.base import number
+from sharpkern.checkpoint import asks_for_state
+from sharpkern.compiled import eagerly
 from sharpkern.construct import check_count
 from sharpkern.correction import Correction, Estimated
-from sharpkern.model import Snapshot
+from sharpkern.modes import check_mode
 from sharpkern.optimizer import SharpnessAware
+from sharpkern.per_rank import average_
 from sharpkern.perturbation import Gaussian, Launch
 from sharpkern.plan import Plan
+from sharpkern.sharded import mean_over_, mesh_of
 
 
 def utilities(losses: Tensor) -> Tensor:
@@ -71,6 +75,7 @@ class EvolutionStrategies(SharpnessAware):
     """
 
     perturbation = Gaussian()
+    _refused = dict.fromkeys(("scaler", "max_norm", "clip_value"), "it takes no gradients, only losses")
     _constructed = (*SharpnessAware._constructed, "_pairs", "_in_place")
 
     def __init__(
@@ -96,6 +101,11 @@ class EvolutionStrategies(SharpnessAware):
             options,
             seed=seed,
         )
+        if self._common.model is None and mesh_of([p for group in self.param_groups for p in group["params"]]):
+            raise ValueError(
+                "evolution strategies with sharded parameters (DTensor) want model=: without backward passes "
+                "fully_shard would not gather the weights anew after they have moved, and the model can be told to"
+            )
 
     @staticmethod
     def covariance_of(group: dict[str, Any]) -> covariance.Covariance:
@@ -129,12 +139,18 @@ class EvolutionStrategies(SharpnessAware):
             closure: Computes the loss and returns it, without backward; called 2 · pairs times, without gradients.
 
         Returns:
-            The mean of the losses.
+            The mean of the losses; over processes too, where parameters are sharded or `model` is
+            DistributedDataParallel.
 
         Raises:
             RuntimeError: There is no closure, or the weights stand perturbed.
         """
+        if torch.compiler.is_dynamo_compiling():
+            return eagerly(self.step, closure)
         self._wants(False, "step()")
+        check_mode("step()")
+        if closure is None and asks_for_state(self.param_groups, self.state):
+            return self._make_state()
         if closure is None:
             raise RuntimeError("step() wants a closure that computes the loss and returns it, without backward")
         plan, launches = self._prepare()
@@ -148,6 +164,7 @@ class EvolutionStrategies(SharpnessAware):
                 plan.attach_saved(t)
                 t.set_source(everything=True)
         losses = self._evaluate(plan, launches, closure)
+        self._average(plan, losses)
         differences = (losses[0::2] - losses[1::2]) / (2 * self._pairs)
         ranks = utilities(losses)
         pairs = torch.stack([differences, ranks[0::2] + ranks[1::2]]).float()
@@ -155,15 +172,22 @@ class EvolutionStrategies(SharpnessAware):
             t.pairs = pairs.to(t.device, non_blocking=True)
         finite = losses.sum()
         self._descend(plan, {t.device: finite.to(t.device, non_blocking=True) for t in plan.tensors})
+        plan.reshard(self._common.model)
         for launch in launches:
             launch.tensors.release()
         self._opt_called = True
         return losses.mean()
 
+    def _average(self, plan: Plan, losses: Tensor) -> None:
+        """The losses of a batch that is spread over processes are the means over them."""
+        if plan.mesh is None:
+            average_(losses, self._common.model)
+        else:
+            mean_over_(losses, plan.mesh)
+
     def _evaluate(self, plan: Plan, launches: list[Launch], closure: Callable[[], Any]) -> Tensor:
         """The losses at w + ε_1, w - ε_1, w + ε_2, ...; afterwards w stands at w0 in place, else perturbed."""
         losses: list[Tensor] = []
-        statistics: Snapshot | None = None
         at = (0, 0.0)  # the pair whose noise is in the weights, and how much of it
 
         def move(pair: int, sign: float) -> None:
@@ -171,10 +195,11 @@ class EvolutionStrategies(SharpnessAware):
             copy = not self._in_place and not losses and at[1] == 0
             for x in launches:
                 t = x.tensors
-                increment_version(t.params)
+                increment_version(t.written)
                 own = sign - (at[1] if t.source is t.weights else 0.0)
                 plan.ops.ascend_(t, x.covariance, x.rho, None, False, 0.0, own * x.noise, None if copy else pair)
                 t.scatter()
+            plan.reshard(self._common.model)
             at = (pair, sign)
 
         try:
@@ -185,8 +210,8 @@ class EvolutionStrategies(SharpnessAware):
                     losses.append(
                         torch.as_tensor(loss).detach().to(plan.total.device, torch.float64, non_blocking=True)
                     )
-                    if self._common.model is not None and statistics is None:
-                        statistics = Snapshot(self._common.model)
+                    if len(losses) == 1:
+                        self._statistics.keep()
                 if self._in_place:
                     move(pair, 0.0)
         except BaseException:
@@ -196,6 +221,6 @@ class EvolutionStrategies(SharpnessAware):
                 self._restore(plan)
             raise
         finally:
-            if statistics is not None:
-                statistics.put_back()
+            self._statistics.put_back()
+            plan.reshard(self._common.model)
         return torch.stack(losses)

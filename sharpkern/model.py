@@ -1,15 +1,14 @@
-"""What concerns the model around the optimizer: parameter groups and running statistics."""
+"""What concerns the model around the optimizer: parameter groups, and a guard of what is saved."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any
+import weakref
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-_STATISTICS = ("running_", "moving_", "num_batches_tracked")
+if TYPE_CHECKING:
+    from sharpkern.optimizer import SharpnessAware
 
 
 def param_groups(model: nn.Module, **unscaled_options: Any) -> list[dict[str, Any]]:
@@ -27,7 +26,7 @@ def param_groups(model: nn.Module, **unscaled_options: Any) -> list[dict[str, An
         The groups, in the form that every optimizer here takes; an empty group is left out.
 
     Example:
-        >>> model = torch.nn.Linear(3, 2)
+        >>> model = nn.Linear(3, 2)
         >>> [(len(g["params"]), g["scaled"]) for g in param_groups(model, weight_decay=0.0)]
         [(1, True), (1, False)]
     """
@@ -39,40 +38,66 @@ def param_groups(model: nn.Module, **unscaled_options: Any) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-class Snapshot:
-    """The running statistics of a model as they stand, to be put back."""
+class _Guard:
+    """The hook of `guard`, on one module. A copy of the module is another model: its hook guards nothing."""
 
-    def __init__(self, model: nn.Module) -> None:
-        names = model.named_buffers()
-        self._pairs = [(b, b.clone()) for name, b in names if name.rpartition(".")[2].startswith(_STATISTICS)]
+    def __init__(self, optimizer: SharpnessAware | None = None) -> None:
+        self._optimizer = (lambda: None) if optimizer is None else weakref.ref(optimizer)
 
-    @torch.no_grad()
-    def put_back(self) -> None:
-        """Writes the statistics back, in place."""
-        for buffer, kept in self._pairs:
-            buffer.copy_(kept)
+    def check(self, what: str) -> None:
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            optimizer._wants(False, what)
+
+    def __call__(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
+        self.check("state_dict() of the model")
+
+    def __reduce__(self) -> tuple[type[_Guard], tuple[()]]:
+        self.check("a copy of the model")
+        return _Guard, ()
 
 
-@contextmanager
-def frozen_statistics(model: nn.Module) -> Generator[None]:
-    """Running statistics stand still: after the block they are bit for bit what they were before it.
+class Handle:
+    """What `guard` returns.
 
-    Meant for the second pass of a step, whose activations belong to w + ε. Counts every buffer named `running_*`,
-    `moving_*` or `num_batches_tracked`, of torch's normalisation layers and of any other module. Outputs in training
-    mode are the same as without.
+    Args:
+        handles: Those of the hooks.
+    """
+
+    def __init__(self, handles: list[Any]) -> None:
+        self._handles = handles
+
+    def remove(self) -> None:
+        """Takes the guard away; once more does nothing."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def guard(model: nn.Module, optimizer: SharpnessAware) -> Handle:
+    """Makes `state_dict()`, pickling and copying of a model an error while its weights stand perturbed.
+
+    It is a hook on every module, so it also guards a part of the model, and the model within DistributedDataParallel
+    or `torch.compile`. The optimizer is not kept alive. A pickled or deep copy of the model is not guarded.
 
     Args:
         model: The model.
+        optimizer: Whose weights it has.
+
+    Returns:
+        What has `remove()`.
 
     Example:
-        >>> norm = torch.nn.BatchNorm1d(1)
-        >>> with frozen_statistics(norm):
-        ...     _ = norm(torch.tensor([[1.0], [3.0]]))
-        >>> norm.running_mean
-        tensor([0.])
+        >>> import torch, sharpkern
+        >>> model = nn.Linear(3, 2)
+        >>> optimizer = sharpkern.SAM(model.parameters(), lr=0.1)
+        >>> handle = guard(model, optimizer)
+        >>> model(torch.ones(3)).sum().backward()
+        >>> with optimizer.perturbed():
+        ...     try:
+        ...         model.state_dict()
+        ...     except RuntimeError as error:
+        ...         str(error)[:66]
+        'state_dict() of the model wants the weights themselves and they st'
     """
-    snapshot = Snapshot(model)
-    try:
-        yield
-    finally:
-        snapshot.put_back()
+    register: Any = nn.Module.register_state_dict_pre_hook  # has no types
+    return Handle([register(module, _Guard(optimizer)) for module in model.modules()])

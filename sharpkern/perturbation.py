@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,6 +13,7 @@ from sharpkern.base import Number, Update
 from sharpkern.correction import Correction
 from sharpkern.covariance import Covariance
 from sharpkern.ops import Ops
+from sharpkern.sharded import add_over_
 from sharpkern.tensors import Tensors
 
 
@@ -83,17 +84,27 @@ class Mixed:
 
 
 def add_up(ops: Ops, pairs: Sequence[tuple[Tensors, Covariance]], totals: Sequence[Tensor]) -> None:
-    """Every total ← Σ s g² over all lists, wherever they are.
+    """Every total ← Σ s g² over all lists, wherever they are: on several devices, or spread over processes.
 
     Args:
         ops: The backend.
         pairs: Lists of tensors, each with its covariance.
         totals: For each list the total on its device; lists on one device share it.
     """
-    by_device: dict[torch.device, Tensor] = {}
+    parts: dict[tuple[torch.device, Any], Tensor] = {}  # by device and mesh; on each device one of them is the total
     for (t, covariance), total in zip(pairs, totals, strict=True):
-        ops.sq_norm(t, covariance, total, add=total.device in by_device)
-        by_device[total.device] = total
+        key = total.device, t.share.mesh
+        new = key not in parts
+        if new:
+            parts[key] = torch.empty_like(total) if any(device == total.device for device, _ in parts) else total
+        if t.share.counted:
+            ops.sq_norm(t, covariance, parts[key], add=not new)
+        elif new:
+            parts[key].zero_()
+    by_device: dict[torch.device, Tensor] = {}
+    for (device, mesh), part in parts.items():
+        add_over_(part, mesh)
+        by_device[device] = by_device[device].add_(part) if device in by_device else part
     if len(by_device) > 1:
         share_(list(by_device.values()))
 
@@ -109,7 +120,9 @@ def share_(totals: Sequence[Tensor]) -> None:
         total.copy_(value)
 
 
-def perturb_(ops: Ops, launches: Sequence[Launch], passes: int, track: bool) -> None:
+def perturb_(
+    ops: Ops, launches: Sequence[Launch], passes: int, track: bool, agree: Callable[[list[Tensor]], None]
+) -> None:
     """w0 ← w, w ← w + ε. With two passes the lists' `total` is left at Σ s g².
 
     Args:
@@ -117,10 +130,12 @@ def perturb_(ops: Ops, launches: Sequence[Launch], passes: int, track: bool) -> 
         launches: All lists.
         passes: Of the perturbation.
         track: Whether state moves on.
+        agree: Takes the totals, one a device, before they are used.
     """
     if passes == 2:
         pairs = [(launch.tensors, launch.covariance) for launch in launches]
         add_up(ops, pairs, [t.total for t, _ in pairs])
+        agree(list({t.device: t.total for t, _ in pairs}.values()))
     for x in launches:
         total = x.tensors.total if passes == 2 else None
         ops.ascend_(x.tensors, x.covariance, x.rho, total, track, x.worst, x.noise)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from sharpkern.backend.reference.philox import normals
 from sharpkern.covariance import Learned, Tracer
 from sharpkern.perturbation import Launch
+from sharpkern.sharded import add_over_, mean_over_
+from sharpkern.tensors import state_dtype, taken
 
 # Gradients of this many bytes are kept after the step without being asked for.
 KEPT_BYTES = 64 << 20
@@ -23,15 +26,19 @@ def _versions(row: Sequence[Tensor | None]) -> list[int]:
 
 
 class Gradients:
-    """The gradients of one pass, if they are still what they were then.
+    """The gradients of one pass as the step took them, if they are still what they were then.
+
+    They are held where they are small, or else only looked at as long as somebody else holds them.
 
     Args:
-        lists: One list a launch; None where a parameter has no gradient.
-        owned: Whether they are held (small), or only looked at as long as somebody else holds them.
+        launches: Their lists; None where a parameter has no gradient.
         copied: Whether to copy them, so that they outlive an overwriting.
     """
 
-    def __init__(self, lists: Sequence[list[Tensor | None]], owned: bool, copied: bool) -> None:
+    def __init__(self, launches: Sequence[Launch], copied: bool) -> None:
+        lists: Sequence[list[Tensor | None]] = [x.tensors.gradients for x in launches]
+        owned = sum(x.tensors.gradient_bytes for x in launches) <= KEPT_BYTES
+        self._takes = [None if x.tensors.take is None else x.tensors.take.clone() for x in launches]
         self._shape = [[g is None for g in row] for row in lists] if copied or not owned else None
         if copied:
             lists = [[None if g is None else g.clone() for g in row] for row in lists]
@@ -48,7 +55,23 @@ class Gradients:
             lists = [[None if r is None else r() for r in row] for row in self._lists]
             if [[g is None for g in row] for row in lists] != self._shape:
                 return None
-        return lists if list(map(_versions, lists)) == self._versions else None
+        if list(map(_versions, lists)) != self._versions:
+            return None
+        return [
+            row if take is None else [None if g is None else taken(g.to(state_dtype(g)), take) for g in row]
+            for row, take in zip(lists, self._takes, strict=True)
+        ]
+
+
+@dataclass
+class Half:
+    """Where a step stands. An object of its own, since torch.compile loses what is assigned to an optimizer.
+
+    Attributes:
+        perturbed: What took the weights to w + ε, where they stand now; None at w.
+    """
+
+    perturbed: str | None = None
 
 
 class Record:
@@ -64,8 +87,7 @@ class Record:
 
     def first(self, launches: Sequence[Launch], tracked: bool) -> None:
         """Takes up the gradients of the first pass, and lets go of those of the step before."""
-        owned = sum(x.tensors.gradient_bytes for x in launches) <= KEPT_BYTES
-        self._first = Gradients([x.tensors.gradients for x in launches], owned, self._asked)
+        self._first = Gradients(launches, self._asked)
         self._second, self._tracked, self._losses = None, tracked, (None, None)
 
     def none(self) -> None:
@@ -75,8 +97,7 @@ class Record:
 
     def second(self, launches: Sequence[Launch]) -> None:
         """Takes up the gradients of the second pass."""
-        owned = sum(x.tensors.gradient_bytes for x in launches) <= KEPT_BYTES
-        self._second = Gradients([x.tensors.gradients for x in launches], owned, self._asked)
+        self._second = Gradients(launches, self._asked)
 
     def losses(self, loss: Any, perturbed: Any) -> None:
         """Takes up what the closure returned in both passes."""
@@ -103,7 +124,8 @@ class Record:
         epsilon = torch.zeros_like(s) if g is None else scale * s * g
         if launch.noise:
             sigma = launch.noise * float(launch.rho)
-            epsilon = epsilon + sigma * s.sqrt() * normals(t.seed, int(cast(Tensor, t.draw)) - 1, t.start[i], w0)
+            draw = int(cast(Tensor, t.draw)) - 1
+            epsilon = epsilon + sigma * s.sqrt() * normals(t.seed, draw, t.start[i], w0, t.rows_of(i))
         return epsilon
 
     @torch.no_grad()
@@ -132,32 +154,48 @@ class Record:
         self._asked = True
         if self._second is None or total is None:
             raise RuntimeError(
-                "diagnostics() wants a whole step before it: call step(closure), or first_step() and second_step()"
+                "diagnostics() wants a whole eager step before it: call step(closure), or first_step() and "
+                "second_step(), outside of torch.compile"
             )
         nan = torch.full_like(total, float("nan"))
         figures = dict.fromkeys(("grad_norm", "perturbation_norm", "loss_gap", "gradient_cosine"), nan)
         loss, perturbed = (torch.as_tensor(nan if x is None else x).detach().to(total) for x in self._losses)
         figures["loss_gap"] = perturbed - loss
-        second = self._second.lists()
-        first = [[None] * len(x.tensors.params) for x in launches] if self._first is None else self._first.lists()
-        if first is None:
-            return figures
-        squares = torch.zeros((4,), dtype=torch.float64, device=total.device)  # g², ε², g2², g g2
-        for row, launch in enumerate(launches):
-            own = launch.tensors.total
-            scale = torch.where(own > 0, launch.rho / own.sqrt(), 0.0)
-            for i, g in enumerate(first[row]):
-                squares[1] += self._epsilon(launch, i, g, launch.worst * scale).square().sum().to(total.device)
-                if g is not None:
-                    squares[0] += g.double().square().sum().to(total.device)
-                g2 = second[row][i] if second is not None else None
-                if g2 is not None:
-                    squares[2] += g2.double().square().sum().to(total.device)
-                    if g is not None:
-                        squares[3] += (g.double() * g2.double()).sum().to(total.device)
+        squares = self._squares(launches, total)
+        mesh = next((x.tensors.share.mesh for x in launches), None)
+        if mesh is not None:
+            mean_over_(figures["loss_gap"], mesh)
         figures["perturbation_norm"] = squares[1].sqrt()
         if self._first is not None:
             figures["grad_norm"] = squares[0].sqrt()
-        if second is not None and self._first is not None:
             figures["gradient_cosine"] = squares[3] / (squares[0].sqrt() * squares[2].sqrt())
         return figures
+
+    def _squares(self, launches: Sequence[Launch], total: Tensor) -> Tensor:
+        """Σ g², ε², g2² and g g2 over all parameters, on whatever process; NaN where gradients are gone."""
+        lists = [None if x is None else x.lists() for x in (self._first, self._second)]
+        sums: dict[Any, Tensor] = {}
+        for row, launch in enumerate(launches):
+            t = launch.tensors
+            part = sums.setdefault(t.share.mesh, torch.zeros(4, dtype=torch.float64, device=total.device))
+            if t.share.counted:
+                for i in range(len(t.params)):
+                    g, g2 = (None if x is None else x[row][i] for x in lists)
+                    part += self._square(launch, i, g, g2).to(total.device)
+        for mesh, part in sums.items():
+            if self._first is not None and lists[0] is None:
+                part.fill_(torch.nan)
+            if lists[1] is None:
+                part[2:] = torch.nan
+            add_over_(part, mesh)
+        return torch.stack(list(sums.values())).sum(0)
+
+    def _square(self, launch: Launch, i: int, g: Tensor | None, g2: Tensor | None) -> Tensor:
+        """What one parameter adds to these."""
+        own = launch.tensors.total
+        scale = torch.where(own > 0, launch.rho / own.sqrt(), 0.0)
+        zero = torch.zeros_like(own)
+        first, second = (zero if x is None else x.double() for x in (g, g2))
+        epsilon = self._epsilon(launch, i, g, launch.worst * scale)
+        sums = (first.square(), epsilon.square(), second.square(), first * second)
+        return torch.stack([x.sum() for x in sums])

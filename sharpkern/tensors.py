@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharpkern.sharded import Share, address, is_sharded, local, part_of
+
 GROUP = 8  # elements: every tensor starts at a multiple of this in the flattened parameters, which random bits count
 _EMPTY = 1  # stands for the address of a gradient without elements: 0 would say that there is no gradient
 _LINE = 32  # elements: at least a cache line of every dtype
@@ -33,6 +35,15 @@ def gradient_dtype(weight: Tensor) -> torch.dtype:
     if grad is None or torch.float64 in (weight.dtype, grad.dtype):
         return weight.dtype
     return grad.dtype
+
+
+def taken(g: Tensor, take: Tensor | None) -> Tensor:
+    """A gradient times a factor, clipped to ± a bound, which `take` holds; what is not finite stays so."""
+    if take is None:
+        return g
+    factor, bound = take.to(g.dtype)
+    g = factor * g
+    return torch.where(g.isfinite(), g.clamp(-bound, bound), g)
 
 
 def _layout(x: Tensor) -> tuple[int, ...]:
@@ -83,42 +94,49 @@ def empty_like(weights: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 class Tensors:
     """Parameters of one group, one device, one dtype and one gradient dtype.
 
-    Lists run over the parameters. `weights` are the parameters themselves; a dense stand-in where a parameter is a
-    view with gaps. `gradients` have the layout of the weights, and None where there is none. `saved` is the copy w0.
-    `fisher`, `m`, `v` hold state, or None. `source` is where w0 is read in the second pass. With `master` the copy is
-    no copy but float32 weights, which are state. `draw` counts perturbations on the device where random numbers are
-    drawn, which `seed`, it and the elements' indices (`start`) determine; else it is None. With `stochastic` w + ε is
-    rounded stochastically. `first` are copies of the gradients of the first pass where the second wants them. `pairs`
-    holds the weights and the utilities of evolution strategies' pairs, float32.
+    Lists run over the parameters. `weights` are the parameters themselves, or what of them this process holds; a dense
+    stand-in where that is a view with gaps. `written` are all tensors whose versions a write moves. `gradients` have
+    the layout of the weights, and None where there is none. `saved` is the copy w0. `fisher`, `m`, `v` hold state, or
+    None. `source` is where w0 is read in the second pass. With `master` the copy is no copy but float32 weights, which
+    are state. `draw` counts perturbations on the device where random numbers are drawn, which `seed`, it and the
+    elements' indices (`start`, `rows`) determine; else it is None. With `stochastic` w + ε is rounded stochastically.
+    `take` holds the factor and the bound with which gradients are read, float64, or is None: the ops take g ← factor g,
+    clipped to ±bound; what is not finite stays so. `first` are copies of the gradients of the first pass where the
+    second wants them. `pairs` holds the weights and the utilities of evolution strategies' pairs, float32.
 
     Args:
         params: The parameters, in the order of the group.
         group: Index of their group in `param_groups`.
         master: Whether `saved` holds float32 masters.
+        share: What this process adds to sums over all processes.
     """
 
-    def __init__(self, params: Sequence[Tensor], group: int, master: bool = False) -> None:
+    def __init__(self, params: Sequence[Tensor], group: int, master: bool = False, share: Share | None = None) -> None:
         self.params = list(params)
+        parts = [local(p) for p in params]
+        self.written = [*params, *(part for p, part in zip(params, parts, strict=True) if is_sharded(p))]
+        self.share = share or Share()
         self.group = group
         self.device = params[0].device
         self.master = master
         self.total = torch.zeros((), dtype=torch.float64, device=self.device)
         self.draw: Tensor | None = None
+        self.take: Tensor | None = None
         self.stochastic = False
         self.pairs: Tensor | None = None
         self.seed = 0
         self.start: list[int] = []
+        self.rows: list[tuple[int, int]] = []  # of each tensor: run and pitch; none where all are in one piece
         self.versions: list[int] | None = None  # of the parameters, when their masters were last known to be theirs
         self.dtype = params[0].dtype
         self.gradient_dtype = gradient_dtype(params[0])
         self.state_dtype = state_dtype(params[0])
-        self.weights = [
-            p.detach() if _layout(p) == _layout(torch.empty_like(p)) else torch.empty_like(p) for p in params
-        ]
-        self._gaps = [(p, w) for p, w in zip(params, self.weights, strict=True) if w.data_ptr() != p.data_ptr()]
-        self._addresses = [p.data_ptr() for p in params]
-        self._reader = None if self._gaps else _reader(self.params, self.gradient_dtype)
-        self.gradient_bytes = sum(p.numel() for p in params) * self.gradient_dtype.itemsize
+        self.weights = [p if _layout(p) == _layout(torch.empty_like(p)) else torch.empty_like(p) for p in parts]
+        self._gaps = [(p, w) for p, w in zip(parts, self.weights, strict=True) if w is not p]
+        self._addresses = [p.data_ptr() for p in parts]
+        plain = not self._gaps and len(self.written) == len(self.params)
+        self._reader = _reader(self.params, self.gradient_dtype) if plain else None
+        self.gradient_bytes = sum(p.numel() for p in parts) * self.gradient_dtype.itemsize
         self.steps = torch.zeros(len(params), dtype=torch.float32, device=self.device)
         self.attached: dict[str, tuple[str | None, bool]] = {}  # by slot: name in the state, whether all have it
         self.saved: list[Tensor] = []
@@ -132,7 +150,12 @@ class Tensors:
         self.gradient_addresses: list[int] = []
         self.complete = False  # every parameter has the gradient
         self.revision = 0  # of gradients
+        self.bases: dict[str, list[Tensor]] = {}  # by slot, the allocations behind its tensors; see `sharpkern.library`
         self.handle: Any = None  # what a backend caches of the other lists; None once one of them changes
+
+    def rows_of(self, index: int) -> tuple[int, int]:
+        """Run and pitch of one tensor."""
+        return self.rows[index] if self.rows else (0, 0)
 
     def read_gradients(self) -> None:
         """Takes up the gradients as they stand.
@@ -146,7 +169,7 @@ class Tensors:
             self.gradients, self.gradient_addresses = read
             self.complete = True
         else:
-            if list(map(Tensor.data_ptr, self.params)) != self._addresses:
+            if list(map(address, self.params)) != self._addresses:
                 raise Stale
             self.gradients = [self._read(i, p.grad) for i, p in enumerate(self.params)]
             self.gradient_addresses = [0 if g is None else g.data_ptr() or _EMPTY for g in self.gradients]
@@ -164,11 +187,16 @@ class Tensors:
                 "wants dense gradients: build the layer with sparse=False, or give it an optimizer of its own"
             )
             raise RuntimeError(msg)
+        gradient = part_of(gradient, self.params[index])
         if gradient_dtype(self.params[index]) != self.gradient_dtype or gradient.shape != weight.shape:
             raise Stale
         if gradient.dtype == self.gradient_dtype and _layout(gradient) == _layout(weight):
             return gradient
         return torch.empty_like(weight, dtype=self.gradient_dtype).copy_(gradient.detach())
+
+    def taken(self, gradient: Tensor) -> Tensor:
+        """A gradient in the arithmetic's dtype as the ops take it."""
+        return taken(gradient.to(self.state_dtype), self.take)
 
     def fit(self, state: Tensor, weight: Tensor) -> Tensor:
         """A state tensor in the state dtype and the layout of its weight; a copy where it is not."""
@@ -179,8 +207,9 @@ class Tensors:
     def rescue(self) -> None:
         """Writes w0 into the parameters wherever they lie now."""
         for param, source, weight in zip(self.params, self.source, self.weights, strict=True):
-            if source is not weight and param.shape == source.shape:
-                param.detach().copy_(source)
+            part = local(param)
+            if source is not weight and part.shape == source.shape:
+                part.copy_(source)
 
     def release(self) -> None:
         """Forgets the gradients, so that they are freed as soon as the user frees them."""
@@ -214,7 +243,7 @@ class Tensors:
 
     def follow(self) -> None:
         """Where somebody else wrote the weights since, the masters become what was written."""
-        versions = [p._version for p in self.params]
+        versions = [p._version for p in self.written]
         if versions != self.versions:
             for weight, master in zip(self.weights, self.saved, strict=True):
                 master.copy_(torch.where(master.to(weight.dtype) == weight, master, weight.to(master.dtype)))
@@ -222,14 +251,14 @@ class Tensors:
     def note(self) -> None:
         """Remembers that the masters are those of the weights as they stand."""
         if self.master:
-            self.versions = [p._version for p in self.params]
+            self.versions = [p._version for p in self.written]
 
     def gather(self) -> None:
         """Takes weights with gaps into their stand-ins."""
         for param, weight in self._gaps:
-            weight.copy_(param.detach())
+            weight.copy_(param)
 
     def scatter(self) -> None:
         """Takes the stand-ins back into the weights with gaps."""
         for param, weight in self._gaps:
-            param.detach().copy_(weight)
+            param.copy_(weight)

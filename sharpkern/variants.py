@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -11,10 +11,13 @@ from torch.optim.optimizer import ParamsT
 
 from sharpkern import covariance
 from sharpkern.base import Adam, number, update
+from sharpkern.compiled import eagerly
 from sharpkern.correction import Correction, Drawn, Traced
 from sharpkern.evolution import EvolutionStrategies
+from sharpkern.modes import check_mode
 from sharpkern.optimizer import SharpnessAware
 from sharpkern.perturbation import Gaussian, Mixed, add_up
+from sharpkern.sharded import spread_like
 
 
 class SAM(SharpnessAware):
@@ -424,6 +427,10 @@ class TRACER(SharpnessAware):
         tensor([-5.])
     """
 
+    _refused: ClassVar[dict[str, str]] = {
+        "max_norm": "g and g2 have norms of their own; clip both in the closure, after backward"
+    }
+
     def __init__(
         self,
         params: ParamsT,
@@ -504,7 +511,11 @@ class TRACER(SharpnessAware):
         """
         if closure is None or not self._exact:
             return super().step(closure)
+        if torch.compiler.is_dynamo_compiling():
+            return eagerly(self.step, closure)
         self._wants(False, "step()")
+        check_mode("step()")
+        self._wants_no_scaler()
         with torch.enable_grad():
             loss = closure()
         self._step_exactly()
@@ -513,6 +524,7 @@ class TRACER(SharpnessAware):
     @torch.no_grad()
     def _step_exactly(self) -> None:
         plan, launches = self._prepare()
+        self._taking.begin(plan.takes)
         params = [p for x in launches for p in x.tensors.params if p.grad is not None]
         raw = [cast(Tensor, p.grad) for p in params]
         if not any(g.requires_grad for g in raw):
@@ -526,11 +538,11 @@ class TRACER(SharpnessAware):
             t = x.tensors
             t.first, t.handle = [None if g is None else g.detach() for g in t.gradients], None
             t.source = t.weights
-            for p, f, step in zip(t.params, t.fisher, t.steps, strict=True):
-                if p.grad is not None:
-                    g = p.grad.detach()
-                    s = x.covariance.s(p, x.covariance.fisher(g, f, float(step)))
-                    scaled[p] = 2 * float(self.param_groups[t.group]["rho"]) * s * g
+            for p, w, g, f, step in zip(t.params, t.weights, t.first, t.fisher, t.steps, strict=True):
+                if g is not None:
+                    g = t.taken(g)
+                    s = x.covariance.s(w, x.covariance.fisher(g, f, float(step)))
+                    scaled[p] = spread_like(2 * float(self.param_groups[t.group]["rho"]) * s * g, p)
         with torch.enable_grad():
             known = [(p, g) for p, g in zip(params, raw, strict=True) if g.requires_grad]
             products = torch.autograd.grad(
@@ -540,10 +552,11 @@ class TRACER(SharpnessAware):
             p.grad = g.detach() if product is None else g.detach() + product  # without the graph: it would live on
         self._record.first(launches, True)
         self._read_second(plan)
-        self._descend(plan)
+        sums = self._descend(plan)
         for x in launches:
             x.tensors.release()
         self._opt_called = True
+        self._taking.tell(sums)
 
 
 VARIANTS: tuple[type[SharpnessAware], ...] = (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sharpkern.backend.reference.ops import corrected_, count_
 from sharpkern.perturbation import Launch
+from sharpkern.sharded import spread_like
 
 
 def correct_(launch: Launch, penalty: float) -> dict[Tensor, Tensor]:
@@ -25,7 +26,7 @@ def correct_(launch: Launch, penalty: float) -> dict[Tensor, Tensor]:
         By parameter, the gradients that are not g2.
     """
     t, changed = launch.tensors, {}
-    if launch.correction is None and penalty == 0:
+    if launch.correction is None and penalty == 0 and t.take is None:
         return {}
     for i, p in enumerate(t.params):
         g = corrected_(t, i, launch.correction, t.total)
@@ -58,7 +59,7 @@ def lent(
     kept_state = [(p, name, state[p].pop(name)) for p, name in own_state]
     gradients = {p: p.grad for p in changed}
     for p, g in changed.items():
-        p.grad = g.to(p.dtype if p.grad is None else p.grad.dtype).view_as(p)
+        p.grad = spread_like(g.to(p.dtype if p.grad is None else p.grad.dtype), p).view_as(p)
     try:
         for group in groups:
             group.update(hidden)

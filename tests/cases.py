@@ -47,6 +47,7 @@ DTYPES = {
 # measured against the second: terms that cancel leave the error of the larger ones behind.
 
 Damping = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]  # of w, g, f: the new f, and s
+Take = tuple[float, float] | None  # the factor and the bound with which gradients are read
 At = Callable[[Callable[[float], float]], Tensor]  # a number for every element, from the updates it has seen
 MINUS = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
 
@@ -210,8 +211,15 @@ class Lists:
     """
 
     def __init__(
-        self, dtypes: str, seed: int, sizes: Sequence[int] = SIZES, perturbed: bool = False, missing: Sequence[int] = ()
+        self,
+        dtypes: str,
+        seed: int,
+        sizes: Sequence[int] = SIZES,
+        perturbed: bool = False,
+        missing: Sequence[int] = (),
+        take: Take = None,
     ) -> None:
+        self.take = take
         draw = torch.Generator().manual_seed(seed)
         weight, gradient = DTYPES[dtypes]
         state = torch.float64 if weight == torch.float64 else torch.float32
@@ -241,6 +249,8 @@ class Lists:
         t.read_gradients()
         t.saved, t.fisher, t.m, t.v = view["saved"], list(view["fisher"]), list(view["m"]), list(view["v"])
         t.set_source()
+        if self.take:
+            t.take = torch.tensor(self.take, dtype=torch.float64, device=oracles.DEVICE)
         return t
 
     def alone(self) -> Iterator[Tensors]:
@@ -251,6 +261,9 @@ class Lists:
     def two(self, row: str) -> Tensor:
         """What a row held at first, in float64: values and magnitudes."""
         x = self.before[row].double()
+        if self.take and row == "gradient":
+            factor, bound = self.take
+            x = (factor * x).clamp(-bound, bound)
         return torch.stack([x, x.abs()])
 
     def changed(self) -> set[str]:
@@ -288,10 +301,12 @@ def scalar(x: float) -> Tensor:
     return torch.tensor(x, dtype=torch.float64, device=oracles.DEVICE)
 
 
-def check_sq_norm(backend: ops.Ops, covariance: str, dtypes: str, sizes: Sequence[int] = SIZES) -> None:
+def check_sq_norm(
+    backend: ops.Ops, covariance: str, dtypes: str, sizes: Sequence[int] = SIZES, take: Take = None
+) -> None:
     """The sum of every tensor alone, and of all of them on top of what was there."""
     core, formula = COVARIANCES[covariance]
-    case = Lists(dtypes, 1, sizes)
+    case = Lists(dtypes, 1, sizes, take=take)
     g = case.two("gradient")
     terms = formula(case.two("weight"), g, case.two("fisher"))[1][0] * g[0] ** 2
     bound = NORM_UNITS * torch.finfo(case.t.state_dtype).eps
@@ -305,10 +320,12 @@ def check_sq_norm(backend: ops.Ops, covariance: str, dtypes: str, sizes: Sequenc
     assert not case.changed()
 
 
-def check_ascend(backend: ops.Ops, covariance: str, dtypes: str, sizes: Sequence[int] = SIZES) -> Lists:
+def check_ascend(
+    backend: ops.Ops, covariance: str, dtypes: str, sizes: Sequence[int] = SIZES, take: Take = None
+) -> Lists:
     """The weights move, the copy is exact, and a stored Fisher diagonal moves."""
     core, formula = COVARIANCES[covariance]
-    case, rho, total = Lists(dtypes, 2, sizes), 0.7, 2.3
+    case, rho, total = Lists(dtypes, 2, sizes, take=take), 0.7, 2.3
     backend.ascend_(case.t, core, rho, scalar(total), True)
     w, g = case.two("weight"), case.two("gradient")
     f, s = formula(w, g, case.two("fisher"))
@@ -320,11 +337,13 @@ def check_ascend(backend: ops.Ops, covariance: str, dtypes: str, sizes: Sequence
     return case
 
 
-def check_descend(backend: ops.Ops, update: str, natural: str, dtypes: str, sizes: Sequence[int] = SIZES) -> Lists:
+def check_descend(
+    backend: ops.Ops, update: str, natural: str, dtypes: str, sizes: Sequence[int] = SIZES, take: Take = None
+) -> Lists:
     """The new weights come from the copy, the state moves, the steps of what has elements are counted."""
     make, formula, options = UPDATES[update]
     core, damping = NATURAL[natural]
-    case = Lists(dtypes, 3, sizes, perturbed=True)
+    case = Lists(dtypes, 3, sizes, perturbed=True, take=take)
     backend.descend_(case.t, make(**options), core, scalar(1.0), None)
     w0, g = case.two("saved"), case.two("gradient")
     w, m, v = formula(w0, damping(w0, g, case.two("fisher"))[1] * g, case.two("m"), case.two("v"), case.at, **options)

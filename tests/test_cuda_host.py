@@ -146,8 +146,12 @@ class Kernels:
         if t.gradient_addresses:
             table.set("gradient", t.gradient_addresses)
         table.set_steps(t.steps.data_ptr())
+        if t.take is not None:
+            table.set_take(t.take.data_ptr())
         if t.draw is not None:
             table.set_noise(t.draw.data_ptr(), t.seed, t.start, t.stochastic)
+        if t.rows:
+            table.set_runs(*zip(*t.rows, strict=True))
         if t.pairs is not None:
             table.set_pairs(t.pairs.data_ptr(), t.pairs.shape[1])
         self.workspace = torch.zeros(2 + self.partials, dtype=torch.float64)
@@ -609,6 +613,25 @@ def test_nothing_is_learned_where_a_sum_is_not_finite(sums: tuple[float, float],
     kernels.ascend_(case.t, FAMILY["learned"], 0.7, scalar(float("nan")), True, 0.5, 0.5)
     assert not case.changed()
     assert case.t.draw == 41
+
+
+@pytest.mark.parametrize("rows", [(0, 0), (3, 10), (8, 24), (1000, 1003), (5000, 5001)], ids=str)
+@pytest.mark.parametrize("start", [0, 3, 16])
+@main
+def test_shards_draw_what_the_whole_draws(start: int, rows: tuple[int, int], dtypes: str, kernels: Kernels) -> None:
+    """Not from a multiple of 8 on, or in runs; one tensor is no shard."""
+    pair, pairs = twice(dtypes, 59), torch.randn(2, 2)
+    for backend, case in zip(both(kernels), pair, strict=True):
+        t = case.t
+        t.start = [x + start for x in t.start]
+        t.rows = [(0, 0) if i == 12 else rows for i in range(len(t.params))]
+        t.stochastic = t.dtype.itemsize == 2
+        backend.ascend_(t, Identity(), 0.7, None, True, 0.0, 0.8)
+        backend.ascend_(t, FAMILY["learned"], 0.7, scalar(1.7), True, 0.5, 0.5)
+        t.pairs = pairs
+        t.set_source(everything=True)
+        backend.descend_(t, SGD(0.1, momentum=0.9), Estimated(0.7, 0.5, 0.3), scalar(1.0), None)
+    close(*pair)
 
 
 def test_noise_for_more_tensors_than_a_launch_takes(kernels: Kernels) -> None:

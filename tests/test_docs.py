@@ -7,6 +7,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import pytest
 import sharpkern
 
 README = Path(__file__).parents[1] / "README.md"
-OPTIONAL = {"matplotlib", "rich", "sklearn", "tqdm"}  # what the extras install
+# what the extras install
+OPTIONAL = {"accelerate", "lightning", "matplotlib", "pytorch_optimizer", "rich", "sklearn", "tqdm", "transformers"}
 NOT_TO_IMPORT = re.compile(r"\.(__main__|_kernels)$")  # runs a command; is compiled
 
 MODULES = sorted(
@@ -25,14 +28,21 @@ MODULES = sorted(
 )
 
 
-def load(name: str) -> Any:
-    """A module of the package, unless it lacks an extra."""
+@contextmanager
+def optional(name: str) -> Generator[None]:
+    """Skips the test if an extra is missing."""
     try:
-        return importlib.import_module(name)
+        yield
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] not in OPTIONAL:
             raise
         pytest.skip(f"{name} wants {error.name}, which is not installed")
+
+
+def load(name: str) -> Any:
+    """A module of the package, unless it lacks an extra."""
+    with optional(name):
+        return importlib.import_module(name)
 
 
 @pytest.mark.parametrize("name", ["sharpkern", *MODULES])
@@ -67,13 +77,29 @@ def test_the_table_of_methods_is_the_one_made_from_the_code() -> None:
     assert found[0].strip() == table.strip()
 
 
-def test_the_examples_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
+RUN = [page for page in PAGES if page.name not in {"distributed.md", "benchmarks.md"}]  # torchrun; commands alone
+
+
+# torch warns of itself when its compilers are first imported, and of a loss after the graph break at its backward
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+@pytest.mark.filterwarnings(r"default:::(lightning|accelerate|transformers|torch)\.")  # theirs are not ours
+def test_the_examples_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In order and in one namespace, so that a later block may use what an earlier one made."""
-    text = README.read_text()
+    text = page.read_text()
     blocks = list(re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE))
     assert blocks
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, Any] = {"__name__": "readme"}
+    namespace: dict[str, Any] = {"__name__": page.stem}
     for block in blocks:
-        lines_before = text.count("\n", 0, block.start(1))  # so that an error names the line of the README
-        exec(compile("\n" * lines_before + block[1], str(README), "exec"), namespace)
+        lines_before = text.count("\n", 0, block.start(1))  # so that an error names the line of the page
+        with optional(page.name):
+            exec(compile("\n" * lines_before + block[1], str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text())
+    assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -14,9 +14,10 @@ from cases import exactly
 from torch import Tensor, nn
 
 import sharpkern
-from sharpkern import MFVI, SAM, TRACER, MixSAM, RandomSAM, VariationalSAM, m_sharpness
+from sharpkern import MFVI, SAM, TRACER, MixSAM, RandomSAM, VariationalSAM, m_sharpness, ops
 from sharpkern.backend.reference.philox import normals
-from sharpkern.covariance import S_MAX, S_MIN, Adaptive, Fisher
+from sharpkern.covariance import S_MAX, S_MIN, Adaptive, Fisher, Identity
+from sharpkern.tensors import Tensors
 
 ONE_PASS = (RandomSAM, MFVI)
 ALL = (RandomSAM, MixSAM, VariationalSAM, MFVI, TRACER)
@@ -119,6 +120,9 @@ def test_normals_are_normal() -> None:
 def test_normals_do_not_depend_on_the_split() -> None:
     whole = normals(3, 1, 0, torch.empty(1000))
     assert torch.equal(whole[40:], normals(3, 1, 40, torch.empty(960)))
+    assert torch.equal(whole[37:], normals(3, 1, 37, torch.empty(963)))
+    rows = whole[3:993].reshape(11, 90)[:, :7]
+    assert torch.equal(rows.reshape(-1), normals(3, 1, 3, torch.empty(77), (7, 90)))
     for other in ((4, 1), (3, 2)):
         assert not torch.equal(whole, normals(*other, 0, torch.empty(1000)))
 
@@ -657,10 +661,12 @@ def test_options_out_of_range(make: Any, options: dict[str, Any], message: str) 
         make([nn.Parameter(torch.ones(2))], lr=0.1, **options)
 
 
+@pytest.mark.parametrize("base", [torch.optim.SGD, torch.optim.AdamW], ids=lambda b: b.__name__)
 @pytest.mark.parametrize("make", ALL)
-def test_a_checkpoint_loads_as_plain_data(make: Any, backend: str, tmp_path: Any) -> None:
+def test_a_checkpoint_loads_as_plain_data(make: Any, base: Any, backend: str, tmp_path: Any) -> None:
     """torch.load with weights_only=True, its default, takes no objects of ours."""
-    options = {"covariance": Adaptive(0.1)} if make is MixSAM else {}
+    options: dict[str, Any] = {"covariance": Adaptive(0.1)} if make is MixSAM else {}
+    options["base_optimizer"] = base
     optimizer, problem = run(make, 2, backend, **options)
     torch.save(optimizer.state_dict(), tmp_path / "checkpoint.pt")
     other = copy.deepcopy(problem)
@@ -669,6 +675,36 @@ def test_a_checkpoint_loads_as_plain_data(make: Any, backend: str, tmp_path: Any
     for run_, data in ((optimizer, problem), (again, other)):
         run_.step(data.closure(run_))
     assert equal(problem, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("n", "start", "rows"),
+    [
+        (1, 3, (0, 0)),
+        (5000, 7, (0, 0)),
+        (3000, 8, (3, 10)),
+        (300, 1, (1, 5)),
+        (9000, 6, (4099, 5000)),
+        (700, 8, (8, 24)),
+    ],
+)
+def test_a_shard_draws_what_the_whole_draws(
+    n: int, start: int, rows: tuple[int, int], dtype: torch.dtype, backend: str
+) -> None:
+    """Bit for bit, rounding included, from an index that is no multiple of 8 and in runs."""
+    i = torch.arange(n)
+    index = start + (i // rows[0] * rows[1] + i % rows[0] if rows[0] else i)
+    weights = torch.randn(int(index[-1]) + 1).to(dtype)
+    found = []
+    for x, first, run in ((weights, 0, (0, 0)), (weights[index], start, rows)):
+        t = Tensors([torch.nn.Parameter(x.clone())], 0)
+        t.read_gradients()
+        t.allocate_saved()
+        t.draw, t.seed, t.start, t.rows, t.stochastic = torch.tensor(5), 3, [first], [run], dtype.itemsize == 2
+        ops.load(backend).ascend_(t, Identity(), 0.7, None, True, 0.0, 0.5)
+        found.append(t.weights[0])
+    assert torch.equal(found[0][index], found[1])
 
 
 @pytest.mark.parametrize("make", ALL)

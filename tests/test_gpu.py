@@ -267,13 +267,18 @@ def no_waiting() -> Generator[None]:
 
 
 @makers
-@pytest.mark.parametrize("options", [{}, {"skip_nonfinite": True}], ids=["", "skip_nonfinite"])
-def test_a_step_does_not_wait_for_the_device(options: dict[str, Any], maker: str, gpu: str) -> None:
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+@pytest.mark.parametrize(
+    "options", [{}, {"skip_nonfinite": True}, {"max_norm": 0.5, "clip_value": 0.1}], ids=["", "skip_nonfinite", "clip"]
+)
+def test_a_step_does_not_wait_for_the_device(options: dict[str, Any], scaled: bool, maker: str, gpu: str) -> None:
     params = parameters(draws(1)[0])
-    optimizer = MAKERS[maker](params, backend=gpu, **options)
+    scaler = torch.amp.GradScaler("cuda", enabled=scaled)
+    optimizer = MAKERS[maker](params, backend=gpu, scaler=scaler if scaled else None, **options)
     sets = [[g.to(CUDA) for g in row] for row in draws(4, seed=2)]
     for first, second in itertools.pairwise(sets):
         two_passes(optimizer, params, first, second)
+        scaler.update()
     done = torch.cuda.Event()
     with no_waiting():
         torch.cuda._sleep(SECOND)
@@ -282,8 +287,25 @@ def test_a_step_does_not_wait_for_the_device(options: dict[str, Any], maker: str
             optimizer.param_groups[0]["lr"] *= 0.7
             optimizer.param_groups[0]["rho"] *= 0.9
             two_passes(optimizer, params, first, second)
+            scaler.update()
         assert not done.query(), "the steps took as long as the device was busy: something waited for it"
     torch.cuda.synchronize()
+
+
+@makers
+def test_scaled_gradients_give_the_same_bits(maker: str, anywhere: tuple[str, torch.device]) -> None:
+    backend, device = anywhere
+    one, two = (parameters(draws(1)[0], device) for _ in range(2))
+    scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10, growth_interval=2)
+    plain = MAKERS[maker](one, backend=backend, max_norm=0.5, clip_value=0.1)
+    scaled = MAKERS[maker](two, backend=backend, max_norm=0.5, clip_value=0.1, scaler=scaler)
+    sets = [[g.to(device) for g in row] for row in draws(6, seed=2)]
+    for first, second in itertools.pairwise(sets):
+        scale = scaler.get_scale()
+        two_passes(plain, one, first, second)
+        two_passes(scaled, two, [scale * g for g in first], [scale * g for g in second])
+        scaler.update()
+    assert same(everything(plain), everything(scaled))
 
 
 @makers

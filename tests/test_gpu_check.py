@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import importlib.util
 import os
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 import torch
 
 import sharpkern
+from sharpkern.bench import rivals
 
 BENCH = Path(__file__).resolve().parent.parent / "bench"
 
@@ -89,9 +89,7 @@ def test_a_part_that_does_not_exist_is_refused(check: ModuleType, capsys: pytest
 
 @pytest.mark.parametrize("base", ["sgd", "adamw"])
 @pytest.mark.parametrize("rival", ["Usual", "Foreach"])
-def test_the_rivals_do_the_same_step(rival: str, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(BENCH)
-    rivals = importlib.import_module("rivals")
+def test_the_rivals_do_the_same_step(rival: str, base: str) -> None:
     start = [torch.randn(shape) for shape in ((33, 17), (5,), (2, 3, 4))]
     ours, theirs = ([torch.nn.Parameter(x.clone()) for x in start] for _ in range(2))
     kind, options = rivals.BASES[base]

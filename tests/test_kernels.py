@@ -61,6 +61,8 @@ class Kernels:
             if tensors:
                 table.set(row, [0 if x is None else x.data_ptr() for x in tensors])
         table.set_steps(t.steps.data_ptr())
+        if t.take is not None:
+            table.set_take(t.take.data_ptr())
         if t.draw is not None:
             table.set_noise(t.draw.data_ptr(), t.seed, t.start, t.stochastic)
         return table

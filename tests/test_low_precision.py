@@ -199,6 +199,8 @@ def test_philox_gives_the_known_answers() -> None:
 def test_rounding_bits_do_not_depend_on_the_split() -> None:
     whole = rounding_bits(7, 3, 0, torch.empty(100))
     assert torch.equal(whole[40:], rounding_bits(7, 3, 40, torch.empty(60)))
+    assert torch.equal(whole[5:], rounding_bits(7, 3, 5, torch.empty(95)))
+    assert torch.equal(whole[2:92].reshape(9, 10)[:, :3].reshape(-1), rounding_bits(7, 3, 2, torch.empty(27), (3, 10)))
     assert not torch.equal(whole, rounding_bits(7, 4, 0, torch.empty(100)))
     assert not torch.equal(whole, rounding_bits(8, 3, 0, torch.empty(100)))
     many = rounding_bits(1, 1, 0, torch.empty(1 << 16)).double()
@@ -297,7 +299,7 @@ def test_a_resumed_run_draws_the_same_bits(way: str, dtype: torch.dtype, backend
         results.append([x for _ in range(3) for x in whole_step(run, weights)])
     assert same(*results)
     assert same(params, others)
-    assert "draws" not in optimizer.param_groups[0]
+    assert optimizer.state_dict()["param_groups"][0]["draws"] == again.state_dict()["param_groups"][0]["draws"] > 0
 
 
 def test_without_need_nothing_is_drawn(backend: str) -> None:

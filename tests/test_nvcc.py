@@ -23,10 +23,10 @@ BUDGET = {
     "ascend Learned": (64, 48, 96),
     "mixed": (80, 72, 80),
     "gaussian": (80, 64, 64),
-    "descend": (72, 56, 104),
+    "descend": (80, 60, 104),
     "drawn": (80, 80, 96),
     "traced": (120, 80, 104),
-    "estimated": (80, 64, 112),
+    "estimated": (80, 64, 120),
     "restore": (40, 32, 40),
 }
 

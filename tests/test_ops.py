@@ -66,6 +66,31 @@ def test_descend(update: str, natural: str, dtypes: str, backend: str) -> None:
 
 
 @dtypes
+def test_gradients_are_unscaled_and_clipped(dtypes: str, backend: str) -> None:
+    take = (0.37, 0.1)
+    for covariance in ("identity", "adaptive", "inverse-average"):
+        check_sq_norm(ops.load(backend), covariance, dtypes, take=take)
+        check_ascend(ops.load(backend), covariance, dtypes, take=take)
+    for update, natural in (("sgd", "plain"), ("adamw", "inverse"), ("nesterov", "additive")):
+        check_descend(ops.load(backend), update, natural, dtypes, take=take)
+
+
+@dtypes
+@pytest.mark.parametrize("wrong", NONFINITE)
+def test_what_is_not_finite_stays_so_when_clipped(wrong: float, dtypes: str, backend: str) -> None:
+    for tensor, place in ((1, 0), (4, 16), (6, 2048), (7, 1000)):
+        case, total = Lists(dtypes, 9, SMALL, perturbed=True, take=(0.5, 1.0)), scalar(0.0)
+        case.arenas["gradient"].views[tensor][place] = wrong
+        ops.load(backend).sq_norm(case.t, COVARIANCES["identity"][0], total)
+        assert not total.isfinite()
+        ops.load(backend).descend_(case.t, SGD(0.1), None, scalar(1.0), None)
+        views = case.arenas["weight"].views
+        finite = [bool(view.isfinite().all()) for view in views]
+        assert finite == [i != tensor for i in range(len(views))]
+        assert int(views[tensor].isfinite().logical_not().sum()) == 1
+
+
+@dtypes
 def test_the_copy_and_the_way_back_keep_every_bit(dtypes: str, backend: str) -> None:
     case, more = Lists(dtypes, 4), Lists(dtypes, 5)
     for arena in (case.arenas["weight"], more.arenas["saved"]):

@@ -114,7 +114,7 @@ def test_values_make_no_new_kernel() -> None:
     }
     assert len(written) == 1
     rho = {
-        bound(kernels.ascend, tables[0], table, None, table, total, x, x, x, again, count, (x, 0.0, 0.0, 1.0))
+        bound(kernels.ascend, tables[0], table, total, None, table, total, x, x, x, again, count, (x, 0.0, 0.0, 1.0))
         for table in tables
         for total in totals
         for x in numbers
@@ -123,8 +123,8 @@ def test_values_make_no_new_kernel() -> None:
     assert len(rho) == 1
     lr = {
         bound(
-            *(kernels.descend, tables[0], table, tables[0], total, tables[0], total, totals[0], x, x, count, count),
-            *((x,) * 9, (x,) * 4, (x,) * 2),
+            *(kernels.descend, tables[0], table, total, tables[0], total, tables[0], total, totals[0], x, x),
+            *(count, count, (x,) * 9, (x,) * 4, (x,) * 2),
         )
         for table in tables
         for total in totals

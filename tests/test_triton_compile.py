@@ -117,6 +117,12 @@ def cases() -> Iterator[Case]:
     yield "ascend rho on the device", partial(triton.ascend_, t, COVARIANCES["identity"][0], rate, total, True), 8, 8
     update = UPDATES["adamw"][0](**{**UPDATES["adamw"][2], "lr": rate})
     yield "descend adam lr on the device", partial(triton.descend_, t, update, None, total, None), 20, 16
+    t = lists("f32")
+    t.take = scalar(1.0).expand(2)
+    update = UPDATES["adamw"][0](**UPDATES["adamw"][2])
+    yield "sq_norm taken", partial(triton.sq_norm, t, COVARIANCES["identity"][0], total), 4, 0
+    yield "ascend taken", partial(triton.ascend_, t, COVARIANCES["identity"][0], 0.1, total, True), 8, 8
+    yield "descend adam taken", partial(triton.descend_, t, update, None, total, None), 20, 16
 
 
 def rest_of_the_family(triton: Any) -> Iterator[Case]:

@@ -285,6 +285,22 @@ def test_the_first_pass_of_the_family(covariance: Covariance, dtypes: str, shape
         assert total or exactly(pair.cases[0].arenas["weight"].flat(), before)
 
 
+@pytest.mark.parametrize("dtypes", ["f32", "bf16"])
+@pytest.mark.parametrize("rows", [(0, 0), (3, 10), (1000, 1003)], ids=str)
+def test_shards_draw_what_the_whole_draws(rows: tuple[int, int], dtypes: str, shape: None) -> None:
+    """Not from a multiple of 8 on, or in runs; one tensor is no shard."""
+    pair = Pair(dtypes, 28)
+    for case in pair.cases:
+        case.t.start = [start + 3 for start in case.t.start]
+        case.t.rows = [(0, 0) if i == 2 else rows for i in range(len(case.t.params))]
+        case.t.stochastic = dtypes == "bf16"
+    pair.run(lambda backend, t: backend.ascend_(t, Identity(), 3.0, None, True, 0.0, 0.5))
+    pair.check("weight", "saved")
+    pair.run(lambda backend, t: t.set_source(everything=True))
+    pair.run(lambda backend, t: backend.descend_(t, SGD(0.1), Estimated(0.7, 0.5, 0.3), scalar(1.0), None))
+    pair.check("weight", "fisher", bound=1e-4)
+
+
 @pytest.mark.parametrize("dtypes", MIXED)
 @pytest.mark.parametrize("covariance", [Identity(), LEARNED], ids=["identity", "learned"])
 def test_noise(covariance: Covariance, dtypes: str, shape: None) -> None:

@@ -44,7 +44,7 @@ static R norm(const double* scalars, double step, const Block<R>& b) {
     if (Covariance::kState) prefetch(b.f + i, b.next);
     for (std::size_t j = 0; j < n; ++j) {
       const R w = Covariance::kReadsWeight ? b.w[i + j] : R(0), f = Covariance::kState ? b.f[i + j] : R(0);
-      lanes[j] = sq_norm_at(covariance, lanes[j], w, b.g[i + j], f);
+      lanes[j] = sq_norm_at(covariance, lanes[j], w, b.factor * b.g[i + j], f);
     }
   });
   for (std::size_t half = kStrip / 2; half; half /= 2)
@@ -62,7 +62,7 @@ static void ascend(const double* scalars, double step, R scale, R sigma, const B
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       R f = Covariance::kState ? b.f[j] : R(0);
-      const R g = worst ? b.g[j] : R(0), eta = noise ? R(b.eta[j]) : R(0);
+      const R g = worst ? b.factor * b.g[j] : R(0), eta = noise ? R(b.eta[j]) : R(0);
       b.out[j] = ascend_at<worst, noise>(covariance, scale, sigma, b.w[j], g, eta, f);
       if (Covariance::kMoves && worst) b.f_out[j] = f;
     }
@@ -80,16 +80,24 @@ static void descend(const double* prepared, const double* scalars, double step, 
     if (Base::kStates > 1) prefetch(b.v + i, b.next);
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
-      const R f = Correction::kState ? b.f[j] : R(0), first = Correction::kFirst ? b.first[j] : R(0);
-      const R g = correction.gradient(b.g[j], first, f), epsilon = Correction::kEpsilon ? b.moved[j] - b.w[j] : R(0);
+      const R f = Correction::kState ? b.f[j] : R(0), first = Correction::kFirst ? b.factor * b.first[j] : R(0);
+      const R g2 = b.factor * b.g[j], g = correction.gradient(g2, first, f);
+      const R epsilon = Correction::kEpsilon ? b.moved[j] - b.w[j] : R(0);
       R m = Base::kStates > 0 ? b.m[j] : R(0), v = Base::kStates > 1 ? b.v[j] : R(0);
-      const R next = correction.moved(f, b.g[j], first, epsilon);
+      const R next = correction.moved(f, g2, first, epsilon);
       b.out[j] = base(b.w[j], g, m, v, Correction::kFirst ? &first : nullptr);
       if (Correction::kMoves) b.f_out[j] = next;
       if (Base::kStates > 0) b.m[j] = m;
       if (Base::kStates > 1) b.v[j] = v;
     }
   });
+}
+
+template <class R>
+static void take(const double* how, const R* g, R* out, std::size_t n) {
+  const Taken<R> taken{R(how[0]), R(how[1])};
+#pragma GCC ivdep
+  for (std::size_t j = 0; j < n; ++j) out[j] = taken(g[j]);
 }
 
 template <class R>
@@ -148,7 +156,7 @@ static Descend<R> find_descend(const char* base, const char* correction) {
 
 template <class R>
 constexpr Formulas<R> formulas() {
-  return {&find_norm<R>, &find_ascend<R>, &find_descend<R>, &accumulate<R>, &estimate<R>};
+  return {&find_norm<R>, &find_ascend<R>, &find_descend<R>, &take<R>, &accumulate<R>, &estimate<R>};
 }
 
 extern const Kernels kernels = {SHARPKERN_STRING(SHARPKERN_ISA), formulas<float>(), formulas<double>(),

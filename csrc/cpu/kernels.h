@@ -11,6 +11,7 @@ template <class R>
 struct Block {
   const R* w;      // the weights that are read
   const R* g;      // gradients
+  R factor;        // by which gradients are multiplied
   const R* first;  // gradients of the first pass, or null
   const R* moved;  // w + eps, or null
   const float* eta;  // standard normal numbers, or null
@@ -48,6 +49,8 @@ struct Formulas {
   Norm<R> (*norm)(const char* covariance);  // run is null for an unknown name
   Ascend<R> (*ascend)(const char* covariance, bool worst, bool noise);
   Descend<R> (*descend)(const char* base, const char* correction);
+  // out, which may be g, becomes the gradients multiplied and clipped
+  void (*take)(const double* how, const R* g, R* out, std::size_t n);
   // g += weight eta, slope += utility (eta^2 - 1)
   void (*accumulate)(R weight, R utility, const float* eta, R* g, R* slope, std::size_t n);
   // g becomes the estimated gradient, f, where there is one, moves by the slope

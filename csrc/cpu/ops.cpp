@@ -30,6 +30,31 @@ void give_back(const Table& table, const Launch& launch, float* buffer, std::siz
   }
 }
 
+// A chunk of gradients in the arithmetic type. The formulas multiply them by the factor of the block; where they are to
+// be clipped, that is done here and the factor is 1.
+template <class R>
+const R* gradient(const Table& table, const Launch& launch, Row row, R* buffer, std::size_t t, std::size_t i, Block<R>& b) {
+  const R* g = load(*launch.kernels, table.gradient, table.at(row, t) + i * bytes(table.gradient), buffer, b.n);
+  const auto* how = reinterpret_cast<const double*>(table.take);
+  b.factor = how ? R(how[0]) : R(1);
+  if (!how || std::isinf(how[1])) return g;
+  b.factor = 1;
+  launch.kernels->formulas(R()).take(how, g, buffer, b.n);
+  return buffer;
+}
+
+// The random numbers of elements i ... i + n of a tensor, run by run.
+template <class Draw, class T>
+void draw_all(Draw draw, const Table& table, std::uint32_t number, std::size_t t, std::size_t i, T* out, std::size_t n) {
+  const std::size_t run = table.run.empty() ? 0 : table.run[t];
+  if (run == 0) return draw(table.seed, number, table.start[t] + i, out, n);
+  for (std::size_t j = i; j < i + n;) {
+    const std::size_t within = j % run, count = std::min(run - within, i + n - j);
+    draw(table.seed, number, table.start[t] + j / run * table.pitch[t] + within, out + (j - i), count);
+    j += count;
+  }
+}
+
 template <class Found>
 const Found& known(const Found& found, const std::string& what) {
   if (!found.run) throw std::invalid_argument("no formula " + what);
@@ -70,7 +95,7 @@ void sq_norm(Table& table, const Launch& launch, const std::string& covariance, 
       Block<R> b{};
       b.n = n;
       b.next = launch.streaming ? std::ptrdiff_t(kChunk) : 0;
-      b.g = load(*launch.kernels, table.gradient, table.at(kGradient, t) + i * bytes(table.gradient), scratch.g, n);
+      b.g = gradient(table, launch, kGradient, scratch.g, t, i, b);
       if (formula.reads_weight)
         b.w = load(*launch.kernels, table.exact(), table.at(table.exact_row(), t) + i * bytes(table.exact()), scratch.w, n);
       if (formula.state) b.f = reinterpret_cast<const R*>(table.at(kFisher, t)) + i;
@@ -103,19 +128,18 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       char* weight = table.at(kWeight, t) + i * bytes(table.weight);
       if (step.again < 0 && !table.master)
         move(*launch.kernels, launch.streaming, table.at(kSaved, t) + i * exact, weight, n * exact);
-      const char* gradient = total ? table.at(kGradient, t) + i * bytes(table.gradient) : nullptr;
       if (total && table.at(kFirst, t)) {
         const std::size_t size = bytes(table.gradient);
-        move(*launch.kernels, launch.streaming, table.at(kFirst, t) + i * size, gradient, n * size);
+        move(*launch.kernels, launch.streaming, table.at(kFirst, t) + i * size, table.at(kGradient, t) + i * size, n * size);
       }
       if (still && !formula.moves && step.again < 0) return;
       Block<R> b{};
       b.n = n;
       b.next = launch.streaming ? -std::ptrdiff_t(kChunk) : 0;
       b.w = load(*launch.kernels, table.exact(), table.at(from, t) + i * exact, scratch.w, n);
-      if (gradient) b.g = load(*launch.kernels, table.gradient, gradient, scratch.g, n);
+      if (total) b.g = gradient(table, launch, kGradient, scratch.g, t, i, b);
       if (sigma != 0) {
-        launch.kernels->draw_normals(table.seed, number, table.start[t] + i, scratch.eta, n);
+        draw_all(launch.kernels->draw_normals, table, number, t, i, scratch.eta, n);
       } else {
         std::fill_n(scratch.eta, n, 0.0f);  // a kernel that adds noise multiplies it by sigma
       }
@@ -131,7 +155,7 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       if (unmoved) return;
       if constexpr (sizeof(R) == 4) {
         if (table.stochastic) {
-          launch.kernels->draw_bits(table.seed, number, table.start[t] + i, scratch.random, n);
+          draw_all(launch.kernels->draw_bits, table, number, t, i, scratch.random, n);
           (table.weight == DType::bf16 ? launch.kernels->stochastic_bf16 : launch.kernels->stochastic_f16)(
               b.out, scratch.random, n);
         }
@@ -154,7 +178,7 @@ void estimate(const Table& table, const Launch& launch, const std::vector<double
   std::fill_n(scratch.g, n, R(0));
   std::fill_n(scratch.f, n, R(0));
   for (std::size_t k = 0; k < table.pair_count; ++k) {
-    launch.kernels->draw_normals(table.seed, std::uint32_t(draw + std::int64_t(k)), table.start[t] + i, scratch.eta, n);
+    draw_all(launch.kernels->draw_normals, table, std::uint32_t(draw + std::int64_t(k)), t, i, scratch.eta, n);
     formulas.accumulate(R(pair[k]), R(pair[table.pair_count + k]), scratch.eta, scratch.g, scratch.f, n);
   }
   char* fisher = table.at(kFisher, t);
@@ -183,16 +207,15 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
         formula.prepare(options.data(), steps[t], scratch.prepared);
         scratch.prepared_for = steps[t];
       }
-      const auto loaded = [&](Row row, R* buffer) {
-        return load(*launch.kernels, table.gradient, table.at(row, t) + i * bytes(table.gradient), buffer, n);
-      };
       Block<R> b{};
       b.n = n;
       b.next = launch.streaming ? std::ptrdiff_t(kUpdateChunk) : 0;
+      const auto loaded = [&](Row row, R* buffer) { return gradient(table, launch, row, buffer, t, i, b); };
       b.w = load(*launch.kernels, table.exact(), table.at(kSource, t) + i * bytes(table.exact()), scratch.w, n);
       if (estimated) {
         estimate(table, launch, scalars, scratch, t, i, n);
         b.g = scratch.g;
+        b.factor = 1;
       } else {
         b.g = loaded(kGradient, scratch.g);
       }

@@ -9,13 +9,14 @@ namespace sharpkern::cuda {
 template <class R, class Covariance>
 struct Ascent {
   Covariance covariance;
+  Taken<R> taken;
   R scale, sigma;
   bool still;  // w stays: w + 0 would turn -0 into 0
 
   __device__ __forceinline__ static Ascent of(const Header& header, bool noise, double total, float step) {
     const double rho = read(header.base[0]), scale = total > 0 ? read(header.base[1]) * rho / sqrt(total) : 0;
     const double sigma = noise ? read(header.base[2]) * rho : 0;
-    return {Covariance(Doubles<kFormulaScalars>(header.formula).x, double(step)), R(scale), R(sigma),
+    return {Covariance(Doubles<kFormulaScalars>(header.formula).x, double(step)), cuda::taken<R>(header), R(scale), R(sigma),
             scale == 0 && sigma == 0 && header.again < 0};
   }
 };
@@ -47,8 +48,9 @@ __device__ __forceinline__ void ascend_all(const Launch<kBytes>& launch) {
     G* first = worst && launch.first && launch.at(kRows, p.tensor) ? elements<G>(launch, kRows, p) : nullptr;
     const bool draws = noise || launch.stochastic;
     const std::uint32_t draw = draws ? std::uint32_t(*launch.draw + (again ? launch.again : 0)) : 0;
-    const std::uint64_t start = draws ? launch.at(kRows + launch.first, p.tensor) + p.first : 0;
-    for_each_run<kLength>(p.count, aligned(launch, kRows + launch.first, p), threadIdx.x, [&](auto length, int i) {
+    const Indices index = draws ? Indices::of(launch, kRows + launch.first, p) : Indices{};
+    const bool vectors = aligned(launch, kRows + launch.first, p) && index.grouped();
+    for_each_run<kLength>(p.count, vectors, threadIdx.x, [&](auto length, int i) {
       constexpr int n = decltype(length)::value;
       R w[n], g[n] = {}, f[n] = {}, eta[n] = {};
       if (master) {
@@ -64,16 +66,16 @@ __device__ __forceinline__ void ascend_all(const Launch<kBytes>& launch) {
       if (!kMoves && ascent.still) return;
       if constexpr (worst) load(gradient + i, g);
       if constexpr (kState) load(fisher + i, f);
-      if constexpr (noise) draw_normals(launch.seed, draw, start + i, eta);
+      if constexpr (noise) draw_normals(launch.seed, draw, index(i), eta);
 #pragma unroll
       for (int j = 0; j < n; ++j)
-        w[j] = ascend_at<worst, noise>(ascent.covariance, ascent.scale, ascent.sigma, w[j], g[j], eta[j], f[j]);
+        w[j] = ascend_at<worst, noise>(ascent.covariance, ascent.scale, ascent.sigma, w[j], worst ? ascent.taken(g[j]) : R(0), eta[j], f[j]);
       if constexpr (kMoves) {
         if (launch.track) store(fisher + i, f);
       }
       if (ascent.still) return;
       if constexpr (sizeof(W) == 2) {
-        if (launch.stochastic) round_at_random<W>(w, launch.seed, start + i, draw);
+        if (launch.stochastic) round_at_random<W>(w, launch.seed, index(i), draw);
       }
       store(weight + i, w);
     });
@@ -98,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 3) mixed_kernel(const __grid_constan
 }
 
 template <class Covariance, class W, int kBytes>
-__global__ void __launch_bounds__(kThreads) gaussian_kernel(const __grid_constant__ Launch<kBytes> launch) {
+__global__ void __launch_bounds__(kThreads, sizeof(W) == 2 ? 3 : 0) gaussian_kernel(const __grid_constant__ Launch<kBytes> launch) {
   ascend_all<false, true, Covariance, W, W>(launch);
 }
 

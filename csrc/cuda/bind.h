@@ -72,10 +72,13 @@ inline void bind(py::module_& m, const char* architectures) {
       .def("set", [](CudaTable& self, const std::string& row,
                      std::vector<std::uintptr_t> addresses) { self.table.set(row, std::move(addresses)); })
       .def("set_steps", [](CudaTable& self, std::uintptr_t address) { self.table.steps = address; })
+      .def("set_take", [](CudaTable& self, std::uintptr_t address) { self.table.take = address; })
       .def("set_noise", [](CudaTable& self, std::uintptr_t draw, std::uint64_t seed,
                            std::vector<std::uint64_t> start, bool stochastic) {
              self.table.set_noise(draw, seed, std::move(start), stochastic);
            })
+      .def("set_runs", [](CudaTable& self, std::vector<std::uint64_t> run,
+                          std::vector<std::uint64_t> pitch) { self.table.set_runs(std::move(run), std::move(pitch)); })
       .def("set_pairs", [](CudaTable& self, std::uintptr_t address, std::size_t count) {
              self.table.pairs = address;
              self.table.pair_count = count;

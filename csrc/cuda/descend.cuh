@@ -9,11 +9,13 @@ template <class R, class Base, class Correction>
 struct Descent {
   Base base;
   Correction correction;
+  Taken<R> taken;
 
   __device__ __forceinline__ static Descent of(const Header& header, float step) {
     double prepared[kPreparedScalars];
     Base::prepare(Doubles<kBaseScalars>(header.base).x, step, prepared);
-    return {Base(prepared), Correction(Doubles<kFormulaScalars>(header.formula).x, step, *header.total)};
+    return {Base(prepared), Correction(Doubles<kFormulaScalars>(header.formula).x, step, *header.total),
+            cuda::taken<R>(header)};
   }
 };
 
@@ -50,9 +52,15 @@ __device__ __forceinline__ void descend_all(const Launch<kBytes>& launch) {
       R w[n], g[n], m[n] = {}, v[n] = {}, first[n] = {};
       load_exact(master, source + i, exact + i, w);
       load(gradient + i, g);
+#pragma unroll
+      for (int j = 0; j < n; ++j) g[j] = descent.taken(g[j]);
       if constexpr (kStates > 0) load(one + i, m);
       if constexpr (kStates > 1) load(two + i, v);
-      if constexpr (Correction::kFirst) load(before + i, first);
+      if constexpr (Correction::kFirst) {
+        load(before + i, first);
+#pragma unroll
+        for (int j = 0; j < n; ++j) first[j] = descent.taken(first[j]);
+      }
       if (state) {
         R f[n], moved[n] = {};
         load(kept + i, f);

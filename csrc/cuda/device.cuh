@@ -120,6 +120,12 @@ __device__ __forceinline__ double read(const Scalar& scalar) {
   return scalar.wide ? *static_cast<const double*>(scalar.address) : double(*static_cast<const float*>(scalar.address));
 }
 
+// How gradients are read: as they are, where nothing says otherwise.
+template <class R>
+__device__ __forceinline__ Taken<R> taken(const Header& header) {
+  return header.take ? Taken<R>{R(header.take[0]), R(header.take[1])} : Taken<R>{R(1), R(INFINITY)};
+}
+
 // Some of them, read.
 template <int n>
 struct Doubles {

@@ -80,11 +80,11 @@ struct Op {
   Kernel<kSmall> small;  // null where it is not worth a kernel of its own
   Kernel<kLarge> large;
   std::vector<Row> rows{};
-  bool starts = false;        // one row more: the index of each tensor's first element
+  bool starts = false;        // one row more: the index of each tensor's first element; where one is cut, its runs too
   bool sums = false;          // a block may take several chunks
   bool counts_draws = false;  // once the last of its launches is done
 
-  int row_count() const { return int(rows.size()) + starts; }
+  int row_count(const Table& table) const { return int(rows.size()) + (starts ? table.run.empty() ? 1 : 3 : 0); }
 };
 
 // Launches tensors first ... first + count, whose addresses fit.
@@ -95,6 +95,7 @@ void launch(const Table& table, Queue& queue, const Op& op, Kernel<kBytes> kerne
   static_cast<Header&>(launch) = header;
   launch.tensors = int(count);
   launch.master = table.master;
+  launch.take = reinterpret_cast<const double*>(table.take);
   launch.steps = reinterpret_cast<float*>(table.steps) + first;
   launch.arrived = reinterpret_cast<unsigned*>(queue.workspace);
   launch.partial = reinterpret_cast<double*>(queue.workspace + Queue::kCounterBytes);
@@ -107,9 +108,11 @@ void launch(const Table& table, Queue& queue, const Op& op, Kernel<kBytes> kerne
     launch.chunks += chunks_of(numel);
   }
   launch.word[count] = extent(launch.chunks, 0);
-  for (int row = 0; row < op.row_count(); ++row) {
-    const bool starts = row == int(op.rows.size());
-    const auto* from = (starts ? table.start : table.rows[op.rows[row]]).data() + first;
+  launch.cut = op.starts && !table.run.empty();
+  for (int row = 0; row < op.row_count(table); ++row) {
+    const int extra = row - int(op.rows.size());
+    const auto& words = extra < 0 ? table.rows[op.rows[row]] : extra == 0 ? table.start : extra == 1 ? table.run : table.pitch;
+    const auto* from = words.data() + first;
     std::copy(from, from + count, &launch.at(row, 0));
   }
   launch.per_block = op.sums ? chunks_per_block(launch.chunks, queue.partials) : 1;
@@ -126,7 +129,8 @@ void launch(const Table& table, Queue& queue, const Op& op, Kernel<kBytes> kerne
 inline void enqueue(const Table& table, Queue& queue, const Op& op, const Header& header) {
   if (!queue.workspace) throw std::invalid_argument("set_workspace comes first");
   const OnDevice on(queue.device);
-  const std::size_t few = Launch<kSmall>::capacity(op.row_count()), many = Launch<kLarge>::capacity(op.row_count());
+  const std::size_t few = Launch<kSmall>::capacity(op.row_count(table)),
+                    many = Launch<kLarge>::capacity(op.row_count(table));
   const std::size_t n = table.size();
   for (std::size_t first = 0; first < n; first += many) {
     const std::size_t count = std::min(many, n - first);

@@ -40,14 +40,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(W) == 8 ? 2 : sizeof(W) == 4 
   float* saved = master ? elements<float>(launch, 2 + kStates, p) : nullptr;
   R* kept = state ? elements<R>(launch, rows - 1, p) : nullptr;
   const std::int64_t draw = *launch.draw;
-  const std::uint64_t start = launch.at(rows, p.tensor) + p.first;
-  for_each_run<kLength>(p.count, aligned(launch, rows, p), threadIdx.x, [&](auto length, int i) {
+  const Indices index = Indices::of(launch, rows, p);
+  for_each_run<kLength>(p.count, aligned(launch, rows, p) && index.grouped(), threadIdx.x, [&](auto length, int i) {
     constexpr int n = decltype(length)::value;
     R g[n] = {}, slope[n] = {};
+    const std::uint64_t at = index(i);
 #pragma unroll 1
     for (int pair = 0; pair < launch.pair_count; ++pair) {
       R eta[n];
-      draw_normals(launch.seed, std::uint32_t(draw + pair), start + i, eta);
+      draw_normals(launch.seed, std::uint32_t(draw + pair), at, eta);
       const R weighted = R(launch.pairs[pair]), utility = R(launch.pairs[launch.pair_count + pair]);
 #pragma unroll
       for (int j = 0; j < n; ++j) Estimated<R>::add(weighted, utility, eta[j], g[j], slope[j]);

@@ -22,6 +22,7 @@ struct Header {
   Scalar formula[kFormulaScalars];  // of the covariance, or the correction
   double* total;
   const double* second;
+  const double* take;
   float* steps;
   std::int64_t* draw;
   std::uint64_t seed;
@@ -30,7 +31,7 @@ struct Header {
   double* partial;
   std::int64_t chunks, per_block;
   int tensors, again, pair_count;
-  bool add, track, master, natural, stochastic, first, final;
+  bool add, track, master, natural, stochastic, first, final, cut;
 };
 
 // 4 KB for few tensors, and what CUDA takes since 12.1 for many: a launch gets slower as its arguments grow.

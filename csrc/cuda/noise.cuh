@@ -2,9 +2,34 @@
 #pragma once
 
 #include "../normal.h"
-#include "device.cuh"
+#include "apply.cuh"
 
 namespace sharpkern::cuda {
+
+// Where the elements of a chunk lie in the flattened parameters. Runs have less than 2^31 elements: within a chunk 32
+// bits are enough to divide.
+struct Indices {
+  std::uint64_t base, pitch;  // of the run in which the chunk begins, and from run to run
+  unsigned rest, run;         // elements of that run before the chunk, and of every run; or (0) all is one
+
+  // From the row that holds the starts.
+  template <int kBytes>
+  __device__ __forceinline__ static Indices of(const Launch<kBytes>& launch, int row, const Piece& p) {
+    const std::uint64_t start = launch.at(row, p.tensor), first = std::uint64_t(p.first);
+    const std::uint64_t run = launch.cut ? launch.at(row + 1, p.tensor) : 0;
+    if (run == 0) return {start + first, 0, 0, 0};
+    const std::uint64_t pitch = launch.at(row + 2, p.tensor);
+    return {start + first / run * pitch, pitch, unsigned(first % run), unsigned(run)};
+  }
+
+  // Whether a run of as many elements as a thread takes at once starts a group of random numbers.
+  __device__ __forceinline__ bool grouped() const { return (base | run | pitch) % kRoundingGroup == 0; }
+
+  __device__ __forceinline__ std::uint64_t operator()(int i) const {
+    const unsigned j = rest + unsigned(i);
+    return base + (run ? j / run * pitch + j % run : j);
+  }
+};
 
 // The standard normal numbers of elements index ... index + n. A run starts a group of them, or lies within one.
 template <int n, class R>

@@ -4,6 +4,12 @@
 
 namespace sharpkern::cuda {
 
+template <class R, class Covariance>
+struct Summand {
+  Covariance covariance;
+  Taken<R> taken;
+};
+
 // total <- sum s g^2, or (s g)^2. Each block leaves a partial sum, and the last to be done adds them up in order: the
 // same bits in every run and on every device. Rows: gradient; the exact weight, if s reads it, or what is kept.
 template <class Covariance, class W, class G, int kBytes>
@@ -18,8 +24,10 @@ __global__ void __launch_bounds__(kThreads) sq_norm_kernel(const __grid_constant
     const Piece p = piece(launch, chunk);
     if (!launch.at(0, p.tensor)) continue;
     if (chunk != begin) __syncthreads();
-    const auto covariance = once<Covariance>(
-        [&] { return Covariance(Doubles<kFormulaScalars>(launch.formula).x, double(launch.steps[p.tensor])); });
+    using Made = Summand<R, Covariance>;
+    const auto summand = once<Made>([&] {
+      return Made{Covariance(Doubles<kFormulaScalars>(launch.formula).x, double(launch.steps[p.tensor])), taken<R>(launch)};
+    });
     const G* gradient = elements<const G>(launch, 0, p);
     const W* second = kSecond ? elements<const W>(launch, 1, p) : nullptr;
     R terms = 0;
@@ -29,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) sq_norm_kernel(const __grid_constant
       load(gradient + i, g);
       if constexpr (kSecond) load(second + i, x);
 #pragma unroll
-      for (int j = 0; j < n; ++j) terms = sq_norm_at(covariance, terms, x[j], g[j], x[j]);
+      for (int j = 0; j < n; ++j) terms = sq_norm_at(summand.covariance, terms, x[j], summand.taken(g[j]), x[j]);
     });
     sum += double(terms);
   }

@@ -125,8 +125,12 @@ class _Handle:
             if tensors:
                 self.table.set(row, _addresses(tensors))
         self.table.set_steps(t.steps.data_ptr())
+        if t.take is not None:
+            self.table.set_take(t.take.data_ptr())
         if t.draw is not None:
             self.table.set_noise(t.draw.data_ptr(), t.seed, t.start, t.stochastic)
+            if any(run for run, _ in t.rows):
+                self.table.set_runs(*zip(*t.rows, strict=True))
         self.revision = -1
 
 

@@ -23,7 +23,7 @@ def _with_gradient(t: Tensors) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Index, weight and gradient of each parameter that has one; the gradient in the arithmetic's dtype."""
     for i, (w, g) in enumerate(zip(t.weights, t.gradients, strict=True)):
         if g is not None:
-            yield i, w, g.to(t.state_dtype)
+            yield i, w, t.taken(g)
 
 
 def _fisher(t: Tensors, covariance: Covariance, i: int, g: Tensor) -> Tensor | None:
@@ -69,16 +69,18 @@ def ascend_(
         if again is None and not t.master:
             t.saved[i].copy_(w)
         w0 = moved = (t.saved if again is None else t.source)[i].to(t.state_dtype)
-        g = torch.zeros_like(w0) if gradient is None else gradient.to(t.state_dtype)
+        g = torch.zeros_like(w0) if gradient is None else t.taken(gradient)
         f = _fisher(t, covariance, i, g)
         s = covariance.s(w0, f)
         if scale != 0:
             moved = moved + scale * (s * g)
         if sigma != 0:
             assert t.draw is not None
-            moved = moved + sigma * s.sqrt() * normals(t.seed, number, t.start[i], w).to(w0.dtype)
+            moved = moved + sigma * s.sqrt() * normals(t.seed, number, t.start[i], w, t.rows_of(i)).to(w0.dtype)
         if scale != 0 or sigma != 0 or again is not None:
-            w.copy_(stochastic(moved, w.dtype, t.seed, number, t.start[i]) if t.stochastic else moved)
+            if t.stochastic:
+                moved = stochastic(moved, w.dtype, t.seed, number, t.start[i], t.rows_of(i))
+            w.copy_(moved)
         if gradient is None:
             continue
         stored, kept, first = t.fisher[i], covariance.after(g, f, scale), t.first[i]
@@ -107,7 +109,7 @@ def descend_(t: Tensors, update: Update, correction: Correction | None, total: T
         raw = None
         if correction is not None and correction.first:
             raw = t.gradients[i] if t.first[i] is None else t.first[i]
-        new = update(w0.to(g.dtype), g, t.m[i], t.v[i], t.steps[i], None if raw is None else raw.to(g.dtype))
+        new = update(w0.to(g.dtype), g, t.m[i], t.v[i], t.steps[i], None if raw is None else t.taken(raw))
         if t.master:
             t.saved[i].copy_(new)
         w.copy_(new)
@@ -123,11 +125,11 @@ def corrected_(t: Tensors, i: int, correction: Correction | None, total: Tensor)
     elif gradient is None:
         return None
     else:
-        g2 = gradient.to(t.state_dtype)
+        g2 = t.taken(gradient)
         epsilon = w.to(g2.dtype) - t.source[i].to(g2.dtype)
     if correction is None:
         return g2
-    first = None if first is None else first.to(g2.dtype)
+    first = None if first is None else t.taken(first)
     g = correction.gradient(g2, first, f, total, float(t.steps[i]))
     moved = None if f is None else correction.moved(f, g2, first, epsilon)
     if f is not None and moved is not None:
@@ -141,7 +143,7 @@ def _summed(t: Tensors, i: int) -> tuple[Tensor, Tensor]:
     assert t.pairs is not None
     weighted, squares = (torch.zeros_like(t.weights[i], dtype=t.state_dtype) for _ in range(2))
     for k, (weight, utility) in enumerate(t.pairs.T):
-        noise = normals(t.seed, int(t.draw) + k, t.start[i], t.weights[i]).to(t.state_dtype)
+        noise = normals(t.seed, int(t.draw) + k, t.start[i], t.weights[i], t.rows_of(i)).to(t.state_dtype)
         weighted += weight * noise
         squares += utility * (noise.square() - 1)
     return weighted, squares

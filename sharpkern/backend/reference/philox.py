@@ -36,48 +36,60 @@ def philox(seed: int, group: Tensor, draw: int, stream: int) -> Tensor:
     return torch.stack([c0, c1, c2, c3])
 
 
-def normals(seed: int, draw: int, start: int, like: Tensor) -> Tensor:
+Rows = tuple[int, int]
+CONTIGUOUS: Rows = (0, 0)
+
+
+def _counters(start: int, rows: Rows, like: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The counters of the elements of a tensor, `size` elements each: which, then for each element which and where."""
+    run, pitch = rows
+    i = torch.arange(like.numel(), device=like.device)
+    index = start + (i if run == 0 else i // run * pitch + i % run)
+    group, of_element = torch.unique_consecutive(index // size, return_inverse=True)
+    return group, of_element, index % size
+
+
+def normals(seed: int, draw: int, start: int, like: Tensor, rows: Rows = CONTIGUOUS) -> Tensor:
     """One standard normal number an element, in the elements' order in memory; the transform of Box and Muller (1958).
 
     Args:
         seed: The key.
         draw: Number of the draw.
-        start: Index of the first element in the flattened parameters, a multiple of 4.
+        start: Index of the first element in the flattened parameters.
         like: The tensor; dense.
+        rows: Where the elements are no run of them but several, the length of each, and the distance of their starts.
 
     Returns:
         float64 in the shape and layout of `like`; of magnitude 6.7 at most.
     """
-    n = like.numel()
-    group = start // 4 + torch.arange(-(-n // 4), device=like.device)
+    group, of_element, lane = _counters(start, rows, like, 4)
     words = philox(seed, group, draw, NORMAL).reshape(2, 2, -1)  # pair, word, group
     uniform = ((words[:, 0] >> 1).to(torch.float32) * 2.0**-31 + 2.0**-32).double()  # rounded as in the kernels
     radius, angle = (-2 * uniform.log()).sqrt(), words[:, 1].double() * (2 * math.pi * 2.0**-32)
-    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()])  # place in the pair, pair, group
-    return pairs.permute(2, 1, 0).reshape(-1)[:n].as_strided(like.shape, like.stride())
+    pairs = torch.stack([radius * angle.cos(), radius * angle.sin()], 1).reshape(4, -1)  # lane, group
+    return pairs[lane, of_element].as_strided(like.shape, like.stride())
 
 
-def rounding_bits(seed: int, draw: int, start: int, like: Tensor) -> Tensor:
+def rounding_bits(seed: int, draw: int, start: int, like: Tensor, rows: Rows = CONTIGUOUS) -> Tensor:
     """16 random bits an element, in the elements' order in memory.
 
     Args:
         seed: The key.
         draw: Number of the draw.
-        start: Index of the first element in the flattened parameters, a multiple of 8.
+        start: Index of the first element in the flattened parameters.
         like: The tensor; dense.
+        rows: As for `normals`.
 
     Returns:
         int64 in the shape and layout of `like`, from 0 to 65535.
     """
-    n = like.numel()
-    words = philox(
-        seed, torch.arange(start // GROUP, start // GROUP + -(-n // GROUP), device=like.device), draw, ROUNDING
-    )
-    halves = torch.stack([words & 0xFFFF, words >> 16], 1)  # (word, half, group)
-    return halves.permute(2, 0, 1).reshape(-1)[:n].as_strided(like.shape, like.stride())
+    group, of_element, lane = _counters(start, rows, like, GROUP)
+    words = philox(seed, group, draw, ROUNDING)
+    halves = torch.stack([words & 0xFFFF, words >> 16], 1).reshape(GROUP, -1)  # lane, group
+    return halves[lane, of_element].as_strided(like.shape, like.stride())
 
 
-def stochastic(x: Tensor, dtype: torch.dtype, seed: int, draw: int, start: int) -> Tensor:
+def stochastic(x: Tensor, dtype: torch.dtype, seed: int, draw: int, start: int, rows: Rows = CONTIGUOUS) -> Tensor:
     """One of the two neighbours of x in a dtype of 16 bits, each with the probability of x's place between them.
 
     Args:
@@ -86,13 +98,14 @@ def stochastic(x: Tensor, dtype: torch.dtype, seed: int, draw: int, start: int) 
         seed: The key.
         draw: Number of the draw.
         start: Index of the first element in the flattened parameters.
+        rows: As for `normals`.
 
     Returns:
         float32 values that `dtype` has.
     """
     if dtype.itemsize != 2:
         return x
-    random = rounding_bits(seed, draw, start, x)
+    random = rounding_bits(seed, draw, start, x, rows)
     bits = x.view(torch.int32).to(torch.int64) & _MASK
     sign, a = bits & 0x80000000, bits & 0x7FFFFFFF
     if dtype == torch.bfloat16:

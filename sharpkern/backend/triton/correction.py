@@ -77,11 +77,11 @@ def estimated_learned(g2, g, f, epsilon, step, radius, norm, scalars, others):
 
 
 @triton.jit
-def summed(pairs, count, key, draw, first, SIZE: tl.constexpr):
+def summed(pairs, count, key, draw, place, j, SIZE: tl.constexpr, CUT: tl.constexpr):
     """Σ_k weights_k η_k and Σ_k utilities_k (η_k² - 1) over the draws from `draw` on."""
     weighted, squares = tl.zeros([SIZE], tl.float32), tl.zeros([SIZE], tl.float32)
     for k in range(count):
-        noise = normals(key, draw + k, first, SIZE)
+        noise = normals(key, draw + k, place, j, SIZE, CUT)
         weighted = tl.fma(tl.load(pairs + k), noise, weighted)
         squares = tl.fma(tl.load(pairs + count + k), tl.fma(noise, noise, -1.0), squares)
     return weighted, squares

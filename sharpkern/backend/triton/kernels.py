@@ -20,8 +20,8 @@ from sharpkern.backend.triton.correction import summed
 from sharpkern.backend.triton.philox import normals, rounding_bits, stochastic
 
 HEAD = tl.constexpr(3)  # words before the rows: the ticket, then the two halves of the seed
-ROWS = ("weight", "saved", "source", "fisher", "m", "v", "first", "numel", "start", "chunk")
-WEIGHT, SAVED, SOURCE, FISHER, M, V_, FIRST, NUMEL, START, FIRST_CHUNK = map(tl.constexpr, range(len(ROWS)))
+ROWS = ("weight", "saved", "source", "fisher", "m", "v", "first", "numel", "start", "run", "pitch", "chunk")
+WEIGHT, SAVED, SOURCE, FISHER, M, V_, FIRST, NUMEL, START, RUN, PITCH, FIRST_CHUNK = map(tl.constexpr, range(len(ROWS)))
 MAP = tl.constexpr(len(ROWS))
 # A kernel is compiled anew for integers that are 1, of 32 bits or multiples of 16, and in a tuple nothing turns that
 # off. Twice a word and this is none of them.
@@ -43,11 +43,32 @@ def _get(table, count, ROW: tl.constexpr, tensor):
 
 
 @triton.jit
+def _place(table, count, tensor, CUT: tl.constexpr):
+    """Where a tensor lies in the flattened parameters: index of the first element, run and pitch."""
+    start = _get(table, count, START, tensor)
+    run, pitch = start, start
+    if CUT:
+        run, pitch = _get(table, count, RUN, tensor), _get(table, count, PITCH, tensor)
+    return start, run, pitch
+
+
+@triton.jit
 def _number(x, LOADED: tl.constexpr):
     """A scalar argument, or what it points to, as float32."""
     if LOADED:
         x = tl.load(x)
     return tl.cast(x, tl.float32)
+
+
+@triton.jit
+def _taken(g, take, TAKES: tl.constexpr):
+    """Gradients as float32, unscaled and clipped; what is not finite stays so."""
+    g = g.to(tl.float32)
+    if TAKES:
+        g = tl.load(take).to(tl.float32) * g
+        bound = tl.load(take + 1).to(tl.float32)
+        g = tl.where(_is_finite(g), tl.minimum(tl.maximum(g, -bound), bound), g)
+    return g
 
 
 @triton.jit
@@ -83,11 +104,11 @@ def _is_last(ticket):
     return last
 
 
-@triton.jit(do_not_specialize=["table", "gradients", "partials", "steps", "total", "count", "chunks", "share"])
+@triton.jit(do_not_specialize=["table", "gradients", "take", "partials", "steps", "total", "count", "chunks", "share"])
 def sq_norm(
-    table, gradients, partials, steps, total, count, chunks, share, scalars,
+    table, gradients, take, partials, steps, total, count, chunks, share, scalars,
     COVARIANCE: tl.constexpr, DIRECTION: tl.constexpr, W: tl.constexpr, G: tl.constexpr, EXACT: tl.constexpr,
-    READS_W: tl.constexpr, STATE: tl.constexpr, READS_STEP: tl.constexpr, ADD: tl.constexpr,
+    READS_W: tl.constexpr, STATE: tl.constexpr, READS_STEP: tl.constexpr, ADD: tl.constexpr, TAKES: tl.constexpr,
     V: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """total ← Σ s g² or (s g)², on top of what there was with ADD: float32 in a program, float64 over programs."""
@@ -110,7 +131,7 @@ def sq_norm(
                 for j in range(first if cut == 1 else tl.maximum(first, whole), tl.minimum(limit, end), CHUNK // cut):
                     i = j + tl.arange(0, CHUNK // cut)
                     inside = i < limit
-                    gradient = tl.load(_at(g, G, V, cut) + i, inside, 0.0).to(tl.float32)
+                    gradient = _taken(tl.load(_at(g, G, V, cut) + i, inside, 0.0), take, TAKES)
                     weight, fisher = gradient, gradient
                     if READS_W:
                         weight = tl.load(_at(w, W, V, cut) + i, inside, 0.0).to(tl.float32)
@@ -137,14 +158,26 @@ def sq_norm(
 
 
 @triton.jit(
-    do_not_specialize=["table", "gradients", "draws", "steps", "total", "rho", "worst", "noise", "again", "count"]
+    do_not_specialize=[
+        "table",
+        "gradients",
+        "take",
+        "draws",
+        "steps",
+        "total",
+        "rho",
+        "worst",
+        "noise",
+        "again",
+        "count",
+    ]
 )
 def ascend(
-    table, gradients, draws, steps, total, rho, worst, noise, again, count, scalars,
+    table, gradients, take, draws, steps, total, rho, worst, noise, again, count, scalars,
     COVARIANCE: tl.constexpr, KEPT: tl.constexpr, W: tl.constexpr, G: tl.constexpr,
     READS_STEP: tl.constexpr, STATE: tl.constexpr, MASTER: tl.constexpr, WORST: tl.constexpr, NOISE: tl.constexpr,
     AGAIN: tl.constexpr, KEEPS_FIRST: tl.constexpr, TRACK: tl.constexpr, COUNTS: tl.constexpr, ROUNDS: tl.constexpr,
-    RHO_LOADED: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr,
+    CUT: tl.constexpr, RHO_LOADED: tl.constexpr, TAKES: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """w0 ← w, w ← w + rho (worst s g / sqrt(total) + noise sqrt(s) η); with AGAIN no copy, and w0 is the source."""
     square, runs = 0.0, True
@@ -187,7 +220,7 @@ def ascend(
                     inside = i < limit
                     if WORST:
                         raw = tl.load(_at(g, G, V, cut) + i, inside, 0.0)
-                        gradient = raw.to(tl.float32)
+                        gradient = _taken(raw, take, TAKES)
                         if KEEPS_FIRST:
                             tl.store(_at(h, G, V, cut) + i, raw, i < limit * (h != 0).to(tl.int64))
                     else:
@@ -209,11 +242,13 @@ def ascend(
                         moved = tl.fma(scale, s * gradient, moved)
                         if TRACK and KEPT is not None:
                             tl.store(_at(f, tl.float32, V, cut) + i, KEPT(gradient, fisher, scale, scalars), inside)
-                    start = _get(table, count, START, tensor) + j
+                    place = _place(table, count, tensor, CUT)
                     if NOISE:
-                        moved = tl.fma(sigma * tl.sqrt(s), normals(table + 1, draw + again, start, CHUNK // cut), moved)
+                        eta = normals(table + 1, draw + again, place, j, CHUNK // cut, CUT)
+                        moved = tl.fma(sigma * tl.sqrt(s), eta, moved)
                     if ROUNDS:
-                        moved = stochastic(moved, rounding_bits(table + 1, draw + again, start, CHUNK // cut), W)
+                        random = rounding_bits(table + 1, draw + again, place, j, CHUNK // cut, CUT)
+                        moved = stochastic(moved, random, W)
                     # w + 0 would turn -0 into 0
                     if AGAIN:
                         tl.store(_at(w, W, V, cut) + i, tl.where(still, exact, moved).to(W), inside)
@@ -249,15 +284,17 @@ def restore(table, total, count, W: tl.constexpr, MASTER: tl.constexpr, V: tl.co
 
 @triton.jit(
     do_not_specialize=[
-        *("table", "gradients", "draws", "pairs", "steps", "total", "second", "lr", "radius", "count", "pair_count")
+        *("table", "gradients", "take", "draws", "pairs", "steps", "total", "second"),
+        *("lr", "radius", "count", "pair_count"),
     ]
 )
 def descend(
-    table, gradients, draws, pairs, steps, total, second, lr, radius, count, pair_count, settings, scalars, others,
+    table, gradients, take, draws, pairs, steps, total, second, lr, radius, count, pair_count,
+    settings, scalars, others,
     UPDATE: tl.constexpr, CORRECTION: tl.constexpr, W: tl.constexpr, G: tl.constexpr, STATES: tl.constexpr,
     READS_FIRST: tl.constexpr, READS_F: tl.constexpr, READS_EPSILON: tl.constexpr, MOVES: tl.constexpr,
     ESTIMATES: tl.constexpr, MASTER: tl.constexpr, READS_STEP: tl.constexpr, LR_LOADED: tl.constexpr,
-    RADIUS_LOADED: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr,
+    CUT: tl.constexpr, RADIUS_LOADED: tl.constexpr, TAKES: tl.constexpr, V: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """w ← update(w0, g), state in place; without a gradient, or where `second` is not finite, w ← w0.
 
@@ -304,15 +341,15 @@ def descend(
                     i = j + tl.arange(0, CHUNK // cut)
                     inside = i < limit
                     if ESTIMATES:
-                        start = _get(table, count, START, tensor) + j
-                        gradient, epsilon = summed(pairs, pair_count, table + 1, draw, start, CHUNK // cut)
+                        place = _place(table, count, tensor, CUT)
+                        gradient, epsilon = summed(pairs, pair_count, table + 1, draw, place, j, CHUNK // cut, CUT)
                     else:
-                        gradient = tl.load(_at(g, G, V, cut) + i, inside, 0.0).to(tl.float32)
+                        gradient = _taken(tl.load(_at(g, G, V, cut) + i, inside, 0.0), take, TAKES)
                         epsilon = gradient
                     exact = tl.load(_at(w0, tl.float32 if MASTER else W, V, cut) + i, inside, 0.0).to(tl.float32)
                     initial, fisher, first_moment, second_moment = gradient, gradient, gradient, gradient
                     if READS_FIRST:
-                        initial = tl.load(_at(h, G, V, cut) + i, inside, 0.0).to(tl.float32)
+                        initial = _taken(tl.load(_at(h, G, V, cut) + i, inside, 0.0), take, TAKES)
                     if READS_F:
                         fisher = tl.load(_at(f, tl.float32, V, cut) + i, inside, 0.0)
                     if READS_EPSILON:

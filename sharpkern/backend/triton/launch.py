@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sharpkern.backend.triton import kernels
-from sharpkern.tensors import Tensors
+from sharpkern.tensors import GROUP, Tensors
 
 CHUNK = 2048  # elements, 8 a thread
 WORDS = 64  # that one launch writes
@@ -73,6 +73,7 @@ class Table:
         chunk: Elements in a chunk.
         chunks: Number of chunks of all tensors, at least 1.
         keeps_first: Whether gradients of the first pass are kept.
+        cut: Whether random numbers are drawn for a tensor that is a shard and does not start a group of them.
         partials: Room for the sums of a norm's programs.
     """
 
@@ -95,9 +96,12 @@ class Table:
             "first": _addresses(t.first, self.count),
             "numel": numel,
             "start": t.start or [0] * self.count,
+            "run": [run for run, _ in t.rows] or [0] * self.count,
+            "pitch": [pitch for _, pitch in t.rows] or [0] * self.count,
             "chunk": first[:-1],
         }
         self.keeps_first = any(rows["first"])
+        self.cut = any(rows["run"]) or any(start % GROUP for start in rows["start"])
         head = [0, t.seed & 0xFFFFFFFF, t.seed >> 32 & 0xFFFFFFFF]
         words = head + [word for row in kernels.ROWS for word in rows[row]]
         self.words = torch.empty(len(words) + self.chunks, dtype=torch.int64, device=t.device)

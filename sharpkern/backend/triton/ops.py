@@ -62,7 +62,7 @@ def sq_norm(t: Tensors, covariance: Covariance, total: Tensor, add: bool = False
     launch.run(
         kernels.sq_norm,
         (t.device, -(-table.chunks // share), 8),
-        *(table.words, table.gradients(t), table.partials, t.steps, total, table.count, table.chunks, share),
+        *(table.words, table.gradients(t), t.take, table.partials, t.steps, total, table.count, table.chunks, share),
         covariance_scalars(covariance.kernel, covariance.scalars),
         COVARIANCE=formula.function,
         DIRECTION=formula.direction,
@@ -73,6 +73,7 @@ def sq_norm(t: Tensors, covariance: Covariance, total: Tensor, add: bool = False
         STATE=formula.state,
         READS_STEP=formula.step,
         ADD=add,
+        TAKES=t.take is not None,
         V=_width(t.gradient_dtype, _exact(t) if formula.weight else t.gradient_dtype, state=formula.state),
         CHUNK=table.chunk,
     )
@@ -95,7 +96,7 @@ def ascend_(
     launch.run(
         kernels.ascend,
         (t.device, table.chunks, 8),
-        *(table.words, gradients, t.draw, t.steps, total, rho, worst, noise, again or 0, table.count),
+        *(table.words, gradients, t.take, t.draw, t.steps, total, rho, worst, noise, again or 0, table.count),
         covariance_scalars(covariance.kernel, covariance.scalars),
         COVARIANCE=formula.function,
         KEPT=formula.kept,
@@ -111,7 +112,9 @@ def ascend_(
         TRACK=track,
         COUNTS=t.draw is not None,
         ROUNDS=rounds,
+        CUT=table.cut,
         RHO_LOADED=isinstance(rho, Tensor),
+        TAKES=t.take is not None,
         # the 8 elements that share a counter of random bits belong to one thread, and the 4 that share one of normals
         V=8 if rounds else _width(*used, state=formula.state),
         CHUNK=table.chunk,
@@ -138,8 +141,8 @@ def descend_(t: Tensors, update: Update, correction: Correction | None, total: T
     launch.run(
         kernels.descend,
         (t.device, table.chunks, warps),
-        *(table.words, gradients, draws, pairs, t.steps, total, total if second is None else second, lr, radius),
-        *(table.count, count, options, scalars, others),
+        *(table.words, gradients, t.take, draws, pairs, t.steps, total, total if second is None else second),
+        *(lr, radius, table.count, count, options, scalars, others),
         UPDATE=formula.function,
         CORRECTION=corrects.function,
         W=_TYPES[t.dtype],
@@ -152,8 +155,10 @@ def descend_(t: Tensors, update: Update, correction: Correction | None, total: T
         ESTIMATES=estimates,
         MASTER=t.master,
         READS_STEP=reads_step or corrects.step,
+        CUT=table.cut and estimates,
         LR_LOADED=isinstance(lr, Tensor),
         RADIUS_LOADED=isinstance(radius, Tensor),
+        TAKES=t.take is not None,
         V=width,
         CHUNK=table.chunk,
     )

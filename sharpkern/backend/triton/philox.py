@@ -25,11 +25,31 @@ def _words(key, draw, group, STREAM: tl.constexpr):
 
 
 @triton.jit
-def rounding_bits(key, draw, first, SIZE: tl.constexpr):
-    """16 random bits for each of SIZE elements from `first` on, a multiple of 8; one counter serves 8 elements."""
+def _counters(place, j, GROUP: tl.constexpr, SIZE: tl.constexpr, CUT: tl.constexpr):
+    """The counter of each of SIZE elements of a tensor from element j on, and which of its GROUP elements it is.
+
+    `place` is index of the first element, run and pitch, as in `csrc/table.h`; without CUT the index is a multiple of 8
+    and there is one run.
+
+    Returns:
+        Both, for every element.
+    """
     i = tl.arange(0, SIZE)
-    x0, x1, x2, x3 = _words(key, draw, first // _GROUP + i // _GROUP, _ROUNDING)
-    lane = i % _GROUP
+    start, run, pitch = place
+    group, lane = (start + j) // GROUP + i // GROUP, i % GROUP
+    if CUT:
+        index = j + i
+        length = tl.where(run == 0, index + 1, run)
+        index = start + index // length * pitch + index % length
+        group, lane = index // GROUP, (index % GROUP).to(tl.int32)
+    return group, lane
+
+
+@triton.jit
+def rounding_bits(key, draw, place, j, SIZE: tl.constexpr, CUT: tl.constexpr):
+    """16 random bits for each of SIZE elements of a tensor from element j on; one counter serves 8 elements."""
+    group, lane = _counters(place, j, _GROUP, SIZE, CUT)
+    x0, x1, x2, x3 = _words(key, draw, group, _ROUNDING)
     word = tl.where(lane < 4, tl.where(lane < 2, x0, x1), tl.where(lane < 6, x2, x3))
     return (word >> (lane % 2 * 16).to(tl.uint32)) & 0xFFFF
 
@@ -53,12 +73,12 @@ def _log_uniform(word):
 
 
 @triton.jit
-def normals(key, draw, first, SIZE: tl.constexpr):
-    """A standard normal number for each of SIZE elements from `first` on, a multiple of 4."""
+def normals(key, draw, place, j, SIZE: tl.constexpr, CUT: tl.constexpr):
+    """A standard normal number for each of SIZE elements of a tensor from element j on."""
     # two words serve two elements: a radius, and an angle, of which the nearest quarter of the turn is taken off
-    i = tl.arange(0, SIZE)
-    x0, x1, x2, x3 = _words(key, draw, first // _NORMAL_GROUP + i // _NORMAL_GROUP, _NORMAL)
-    pair = i % _NORMAL_GROUP < 2
+    group, lane = _counters(place, j, _NORMAL_GROUP, SIZE, CUT)
+    x0, x1, x2, x3 = _words(key, draw, group, _NORMAL)
+    pair = lane < 2
     radius = tl.sqrt(-2.0 * _log_uniform(tl.where(pair, x0, x2)))
     turn = tl.where(pair, x1, x3)
     quarter = (turn + 0x20000000) >> 30
@@ -71,7 +91,7 @@ def normals(key, draw, first, SIZE: tl.constexpr):
     cosine = tl.fma(cosine, t, 4.05870676041)
     cosine = tl.fma(cosine, t, -4.93480205536)
     cosine = tl.fma(cosine, t, 1.0)
-    second = (i % 2).to(tl.uint32)  # of the two elements: the sine, which is the cosine a quarter before
+    second = (lane % 2).to(tl.uint32)  # of the two elements: the sine, which is the cosine a quarter before
     magnitude = tl.where((quarter + second) % 2 == 0, cosine, sine)
     negative = ((quarter + 1 - second) & 2) != 0
     return radius * tl.where(negative, -magnitude, magnitude)

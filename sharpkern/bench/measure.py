@@ -1,26 +1,21 @@
-"""Candidates measured in turns, on the CPU or on a GPU, and rows that say where and with what."""
+"""Candidates measured in turns, on the CPU or on a GPU."""
 
 from __future__ import annotations
 
-import csv
-import datetime
-import importlib.metadata
-import platform
 import random
 import statistics
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from shapes import Shape
 
-import sharpkern
+from sharpkern.bench.shapes import Shape
 
 Step = Callable[[], Any]
+Event: Any = torch.cuda.Event
 PLUGS = 4_000_000, 32_000_000  # cycles, some 2 and 16 ms, for which a GPU is kept busy while work is queued behind it
+TURN = 2e-3  # seconds that a candidate takes in a turn at least, where it is called more than once
 
 
 def parameters(shapes: Sequence[Shape], device: str = "cpu") -> list[torch.nn.Parameter]:
@@ -45,7 +40,7 @@ class HostClock:
     """Seconds that the host spends; on a GPU, those that it takes to enqueue the work."""
 
     def __init__(self, device: str = "cpu") -> None:
-        self.wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+        self.wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else lambda: None
 
     def time(self, step: Step, calls: int) -> Callable[[], float]:
         """Calls the step and gives what reads the seconds a call."""
@@ -66,13 +61,13 @@ class DeviceClock:
 
     def __init__(self, plugged: bool) -> None:
         self.plug, self.longest = PLUGS if plugged else (0, 0)
-        self.wait = torch.cuda.synchronize
+        self.wait: Callable[[], None] = torch.cuda.synchronize
 
     def time(self, step: Step, calls: int) -> Callable[[], float]:
         """Calls the step and gives what reads the seconds a call, once the device was waited for."""
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin, end = Event(enable_timing=True), Event(enable_timing=True)
         if self.plug:
-            torch.cuda._sleep(self.plug)
+            torch.cuda._sleep(self.plug)  # type: ignore[no-untyped-call]
         else:
             self.wait()
         begin.record()
@@ -84,26 +79,50 @@ class DeviceClock:
         return lambda: begin.elapsed_time(end) / 1e3 / calls
 
 
+Clock = HostClock | DeviceClock
+
+
+def clock_of(device: str, plugged: bool = False) -> Clock:
+    """What measures a device: "cpu" or "cuda"."""
+    return DeviceClock(plugged) if device == "cuda" else HostClock()
+
+
+def calls_a_turn(steps: Mapping[str, Step], clock: Clock) -> tuple[dict[str, int], float]:
+    """How often each candidate is called in a turn, from its second call, and the seconds that a turn then takes."""
+    calls, turn = {}, 0.0
+    for name, step in steps.items():
+        step()
+        read = clock.time(step, 1)
+        clock.wait()
+        calls[name] = min(max(1, round(TURN / max(read(), 1e-9))), 200)
+        turn += read() * (calls[name] + min(calls[name] - 1, 3))
+    return calls, turn
+
+
 def in_turns(
-    steps: Mapping[str, Step], repeats: int, calls: int, clock: HostClock | DeviceClock | None = None
+    steps: Mapping[str, Step], repeats: int, calls: int | Mapping[str, int], clock: Clock | None = None
 ) -> dict[str, list[float]]:
     """Seconds a call, by candidate and turn; the order changes from turn to turn, so that nobody gains by it.
 
     Args:
         steps: The candidates.
         repeats: How many turns count; two more come before them.
-        calls: How often a candidate is called in a turn.
+        calls: How often a candidate is called in a turn, all alike or by candidate.
         clock: What measures; the host's by default.
+
+    Returns:
+        For each candidate a list with one entry a turn.
     """
     clock = clock or HostClock()
+    often = calls if isinstance(calls, Mapping) else dict.fromkeys(steps, calls)
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(-2, repeats):
         readings = {}
         for name in random.Random(turn).sample(list(steps), len(steps)):
             step = steps[name]
-            for _ in range(min(calls, 3) if calls > 1 else 0):
+            for _ in range(min(often[name] - 1, 3)):
                 step()
-            readings[name] = clock.time(step, calls)
+            readings[name] = clock.time(step, often[name])
         clock.wait()
         if turn >= 0:
             for name, read in readings.items():
@@ -111,59 +130,19 @@ def in_turns(
     return seconds
 
 
-def spread(values: list[float]) -> tuple[float, float, float]:
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
     """The 20th, 50th and 80th percentile."""
+    if len(values) == 1:
+        return values[0], values[0], values[0]
     fifths = statistics.quantiles(values, n=5, method="inclusive")
     return fifths[0], statistics.median(values), fifths[3]
 
 
+def columns(values: Sequence[float]) -> dict[str, float]:
+    """The spread as columns of a row."""
+    return dict(zip(("p20", "p50", "p80"), spread(values), strict=True))
+
+
 def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
     """The spread of a ratio that is taken turn by turn, as columns of a row."""
-    return dict(zip(("p20", "p50", "p80"), spread([a / b for a, b in zip(above, below, strict=True)]), strict=True))
-
-
-def _output(*command: str) -> str:
-    """What a command prints, or nothing where there is no such command."""
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
-
-
-def versions() -> dict[str, str]:
-    """When and with what the rows were measured."""
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "sharpkern": sharpkern.__version__,
-        "commit": _output("git", "rev-parse", "--short", "HEAD"),
-    }
-
-
-def cpu() -> dict[str, str]:
-    """The processor, and how many threads are used."""
-    model = next((x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), "?: ?")
-    return {"cpu": model.split(":")[1].strip(), "threads": str(torch.get_num_threads())}
-
-
-def gpu() -> dict[str, str]:
-    """The GPU and what stands between it and us."""
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0]
-    try:
-        triton = importlib.metadata.version("triton")
-    except importlib.metadata.PackageNotFoundError:
-        triton = "none"
-    return {"gpu": name, "driver": driver, "cuda": str(torch.version.cuda), "triton": triton}
-
-
-def append(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Appends rows to a CSV, which is made where there is none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fields)
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
+    return columns([a / b for a, b in zip(above, below, strict=True)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 Shape = tuple[int, ...]
 
 
@@ -62,16 +65,55 @@ def gpt2() -> list[Shape]:
     return [(50257, 768), (1024, 768), *_transformer(768, 12), (768,), (768,)]
 
 
+def bert_base() -> list[Shape]:
+    """BERT-base, uncased (109.5M in 199 tensors): three embeddings, 12 blocks with four projections each, a pooler."""
+    layer: list[Shape] = [(768, 768), (768,)] * 4 + [(768,), (768,), (3072, 768), (3072,), (768, 3072), (768,)]
+    embeddings: list[Shape] = [(30522, 768), (512, 768), (2, 768), (768,), (768,)]
+    return [*embeddings, *[*layer, (768,), (768,)] * 12, (768, 768), (768,)]
+
+
 def small() -> list[Shape]:
     """161 tensors of 256 elements: almost nothing but host time."""
     return [(256,)] * 161
 
 
-SHAPES = {
+def many() -> list[Shape]:
+    """2000 tensors of 1000 elements."""
+    return [(1000,)] * 2000
+
+
+SHAPES: dict[str, Callable[[], list[Shape]]] = {
     "resnet20": resnet20,
     "wrn28_10": wrn28_10,
     "resnet50": resnet50,
     "vit_b": vit_b,
+    "bert_base": bert_base,
     "gpt2": gpt2,
     "small": small,
+    "many": many,
 }
+
+
+def find(name: str) -> list[Shape]:
+    """Shapes by name.
+
+    Args:
+        name: One of `SHAPES`, or such as "65x1000": 65 tensors of 1000 elements.
+
+    Returns:
+        The shapes.
+
+    Raises:
+        ValueError: There are none of that name.
+    """
+    if name in SHAPES:
+        return SHAPES[name]()
+    equal = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
+    if equal is None:
+        raise ValueError(f"shapes {name!r}: wanted one of {', '.join(SHAPES)}, or tensors x elements such as 65x1000")
+    return [(int(equal[2]),)] * int(equal[1])
+
+
+def spread_over(total: int, tensors: int) -> str:
+    """The name of shapes that hold some `total` elements in that many tensors of equal size."""
+    return f"{tensors}x{max(total // tensors, 1)}"

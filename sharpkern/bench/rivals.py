@@ -64,10 +64,17 @@ class Foreach:
     @torch.no_grad()
     def first_step(self) -> None:
         """w0 ← w, w ← w + ε."""
-        gradients = [p.grad for p in self.params]
+        gradients = [p.grad for p in self.params if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         torch._foreach_copy_(self.saved, self.params)
-        torch._foreach_add_(self.params, torch._foreach_mul(gradients, RHO / (norm + 1e-12)))
+        self.climb(gradients, RHO / (norm + 1e-12))
+
+    def climb(self, gradients: list[Tensor], scale: Tensor) -> None:
+        """w ← w + scale g; a number is taken without a pass of its own, but on a GPU reading it would wait."""
+        if scale.is_cuda:
+            torch._foreach_add_(self.params, torch._foreach_mul(gradients, scale))
+        else:
+            torch._foreach_add_(self.params, gradients, alpha=scale.item())
 
     @torch.no_grad()
     def second_step(self) -> None:
@@ -85,3 +92,7 @@ class Compiled(Foreach):
         self.base.step()  # state that appears later would have everything compiled again
         self.first_step = torch.compile(super().first_step)  # type: ignore[method-assign]
         self.second_step = torch.compile(super().second_step)  # type: ignore[method-assign]
+
+    def climb(self, gradients: list[Tensor], scale: Tensor) -> None:
+        """w ← w + scale g, in one graph."""
+        torch._foreach_add_(self.params, torch._foreach_mul(gradients, scale))

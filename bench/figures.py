@@ -1,0 +1,28 @@
+"""The figures of docs/benchmarks.md, drawn from the CSV alone."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from sharpkern.bench import figure, results
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    """Draws what the rows give."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--csv", type=Path, default=ROOT / "bench" / "data" / "cpu.csv")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures")
+    parser.add_argument("--format", nargs="+", default=["svg"], help="such as svg, pdf, png")
+    args = parser.parse_args()
+    paths = figure.draw(results.current(results.read(args.csv)), args.out, args.format)
+    if not paths:
+        sys.exit(f"{args.csv} has no rows that a figure could be drawn from")
+    print(*paths, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

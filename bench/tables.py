@@ -1,0 +1,189 @@
+"""The tables of docs/benchmarks.md, made from the CSV files alone and written between their markers.
+
+python bench/tables.py            writes them
+python bench/tables.py --check    exit status 1 if the page says anything else
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import scaling
+from bars import BARS, LARGE, NOTHING, Rows
+
+from sharpkern.bench import figure, results
+from sharpkern.bench.results import chosen
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+DATA = ROOT / "bench" / "data"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def bars(rows: Rows) -> str:
+    """The bars with what was measured, on the most threads."""
+    return _table(("figure", "bar", "measured", "met"), (bar.row(_most_threads(rows)) for bar in BARS))
+
+
+def _most_threads(rows: Rows) -> Rows:
+    return chosen(rows, threads=max((row["threads"] for row in rows), default=0))
+
+
+def about(rows: Rows) -> str:
+    """Where and with what."""
+    if not rows:
+        return "No run has been recorded yet: `bench/data/cpu.csv` does not exist."
+    row = rows[-1]
+    threads = ", ".join(str(n) for n in sorted({row["threads"] for row in rows}))
+    told = {
+        "processor": row["cpu"],
+        "cores": row["cores"],
+        "threads": threads,
+        "governor": row["governor"] or "not told",
+        "MHz": row["mhz"] or "not told",
+        "huge pages": row["huge_pages"] or "not told",
+        "load when it began": rows[0]["load"],
+        "date": f"{rows[0]['date']} to {row['date']} UTC",
+        "Python": row["python"],
+        "torch": row["torch"],
+        "peers": row["peers"] or "none",
+        "sharpkern": f"{row['sharpkern']}, commit {row['commit'] or 'unknown'}",
+    }
+    return _table(("", ""), told.items())
+
+
+def steps(rows: Rows) -> str:
+    """Whole steps on networks with SGD momentum and AdamW: milliseconds, and ours over theirs."""
+    found = [row for row in _most_threads(chosen(rows, table="steps")) if not figure.EQUAL.fullmatch(row["shapes"])]
+    if not found:
+        return NOTHING
+    lines = []
+    for row in (row for row in found if row["unit"] == "us" and not row["candidate"].startswith("copy")):
+        reference = f"sharpkern {'ASAM' if 'adaptive' in row['group'] else 'SAM'} {row['group'].partition(' ')[0]}"
+        same = {name: row[name] for name in ("shapes", "group")}
+        ratios = chosen(found, unit="ratio", candidate=reference, against=row["candidate"], **same)
+        spread = f"{row['p50'] / 1e3:.3f} ({row['p20'] / 1e3:.3f} - {row['p80'] / 1e3:.3f})"
+        lines.append((
+            row["shapes"],
+            row["candidate"],
+            spread,
+            *_rate(row),
+            f"{ratios[0]['p50']:.3f}" if ratios else "",
+        ))
+    header = ("shapes", "candidate", "ms (p20 - p80)", "GB/s", "of copy", "SAM or ASAM takes")
+    return _table(header, lines)
+
+
+def _rate(row: dict[str, Any]) -> tuple[str, str]:
+    return f"{row['gb_s']:.1f}" if row["gb_s"] else "", f"{row['share_of_copy']:.0%}" if row["share_of_copy"] else ""
+
+
+def operations(rows: Rows) -> str:
+    """Single ops on the largest network."""
+    found = [row for row in _most_threads(chosen(rows, table="ops", unit="us")) if row["shapes"] in LARGE]
+    if not found:
+        return NOTHING
+    found = chosen(found, shapes=found[0]["shapes"])
+    header = ("shapes", "dtype", "op", "ms", "GB/s", "of copy")
+    lines = ((r["shapes"], r["dtype"], r["candidate"], f"{r['p50'] / 1e3:.2f}", *_rate(r)) for r in found)
+    return _table(header, lines)
+
+
+def memory(rows: Rows) -> str:
+    """Peak extra memory."""
+    found = chosen(rows, table="memory")
+    lines = [(row["shapes"], row["candidate"], f"{row['p50']:.1f}") for row in found]
+    return _table(("shapes", "candidate", "extra bytes a parameter"), lines) if found else NOTHING
+
+
+def cost(rows: Rows) -> str:
+    """The fitted models."""
+    header = ("candidate", "threads", "GB/s", "host, µs", "a tensor, ns", "rows", "median error", "worst error")
+    lines = [
+        (
+            *(model.candidate, str(model.threads), f"{model.bandwidth / 1e9:.1f}", f"{model.host * 1e6:.1f}"),
+            *(f"{model.tensor * 1e9:.1f}", str(len(model.errors)), f"{model.typical:.0%}"),
+            f"{model.worst[1]:+.0%} ({model.worst[0]})",
+        )
+        for model in scaling.models(rows)
+    ]
+    return _table(header, lines) if lines else NOTHING
+
+
+def larger(rows: Rows) -> str:
+    """The models, for parameters that nobody measured."""
+    header = ("candidate", "model", "devices", "GB moved a device", "s a step", "GB of copy a device")
+    fitted = [model for model in scaling.models(rows) if model.threads == max(row["threads"] for row in rows)]
+    lines = [
+        (model.candidate, name, str(n), f"{size / 1e9:.2f}", f"{seconds:.3f}", f"{extra / 1e9:.2f}")
+        for model in fitted
+        for name, n, size, seconds, extra in scaling.extrapolated(rows, model)
+    ]
+    return _table(header, lines) if lines else NOTHING
+
+
+def instructions(rows: Rows) -> str:
+    """Instruction counts."""
+    header = ("shapes", "dtype", "what", "thousand instructions", "an element")
+    lines = [
+        (r["shapes"], r["dtype"], r["candidate"], f"{r['p50'] / 1e3:,.0f}", f"{r['p50'] / r['elements']:.2f}")
+        for r in rows
+    ]
+    return _table(header, lines) if lines else NOTHING
+
+
+def pages(data: Path) -> dict[str, str]:
+    """Every table by the name of its marker."""
+    rows, counts = (results.current(results.read(data / name)) for name in ("cpu.csv", "instructions.csv"))
+    made = (bars, about, steps, operations, memory, cost, larger)
+    return {**{table.__name__: table(rows) for table in made}, "instructions": instructions(counts)}
+
+
+def fill(page: str, tables: dict[str, str]) -> str:
+    """The page with every table between its markers.
+
+    Args:
+        page: With `<!-- name -->` and `<!-- /name -->` for every table.
+        tables: By name.
+
+    Returns:
+        The new page.
+
+    Raises:
+        ValueError: A marker is missing.
+    """
+    for name, table in tables.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(page):
+            raise ValueError(
+                f"the page has no <!-- {name} --> ... <!-- /{name} -->: wanted both, each at its line's start"
+            )
+        page = pattern.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", page)
+    return page
+
+
+def main() -> int:
+    """Writes or checks the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing, say whether the page is up to date")
+    args = parser.parse_args()
+    old = PAGE.read_text(encoding="utf-8")
+    new = fill(old, pages(DATA))
+    if args.check:
+        print(f"{PAGE.name} {'is what the CSV files give' if new == old else 'is out of date: run bench/tables.py'}")
+        return int(new != old)
+    PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
