@@ -24,10 +24,14 @@ struct CpuTable {
   sharpkern::cpu::Launch launch;
 };
 
+// Weights of this many bytes do not stay, with gradients and state, in a core's own cache.
+constexpr std::size_t kCached = 4 << 20;
+
 CpuTable make_table(std::vector<std::size_t> numel, const std::string& weight, const std::string& gradient,
                     bool master, const std::string& instruction_set, bool streaming) {
-  return {Table(std::move(numel), weight, gradient, master),
-          {&sharpkern::cpu::kernels_of(instruction_set), 1, streaming}};
+  Table table(std::move(numel), weight, gradient, master);
+  const bool ahead = streaming || table.elements() * bytes(table.weight) >= kCached;
+  return {std::move(table), {&sharpkern::cpu::kernels_of(instruction_set), 1, streaming, ahead}};
 }
 
 const sharpkern::cpu::Launch& launch(CpuTable& self, int threads) {

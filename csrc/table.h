@@ -53,6 +53,7 @@ struct Table {
   DType weight, gradient;
   bool master;  // saved holds float32 masters, weight their rounded values
   std::array<std::vector<std::uintptr_t>, kRows> rows;
+  std::array<std::size_t, kRows> size_of;  // bytes of an element
   std::uintptr_t steps = 0;  // float32, one a tensor: the updates done
   std::uintptr_t draw = 0;   // int64: the draws of random numbers done; or null
   std::uintptr_t take = 0;   // float64: the factor and the bound with which gradients are read; or null
@@ -84,9 +85,14 @@ struct Table {
     }
     partial.resize(first_chunk.back());
     for (auto& row : rows) row.resize(numel.size());
+    size_of.fill(bytes(weight == DType::f64 ? DType::f64 : DType::f32));
+    size_of[kWeight] = bytes(weight);
+    size_of[kGradient] = size_of[kFirst] = bytes(gradient);
+    size_of[kSaved] = size_of[kSource] = bytes(exact());
   }
 
   std::size_t size() const { return numel.size(); }
+  std::size_t elements() const { return cost.back() - size() * kStart; }
 
   void set(const std::string& name, std::vector<std::uintptr_t> addresses) {
     if (addresses.size() != size())
@@ -118,6 +124,9 @@ struct Table {
   Row exact_row() const { return master ? kSaved : kWeight; }
 
   char* at(Row row, std::size_t tensor) const { return reinterpret_cast<char*>(rows[row][tensor]); }
+  char* at(Row row, std::size_t tensor, std::size_t element) const {
+    return at(row, tensor) + element * size_of[row];
+  }
 };
 
 }  // namespace sharpkern

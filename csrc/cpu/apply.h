@@ -6,8 +6,10 @@
 #include <algorithm>
 #include <cstring>
 
+#include "../real.h"
 #include "../table.h"
 #include "kernels.h"
+#include "ops.h"
 
 namespace sharpkern::cpu {
 
@@ -47,27 +49,63 @@ struct Scratch {
 
 enum class Order { forward, backward };
 
-// Calls visit(scratch, tensor, element, count) for every chunk of every tensor exactly once, from `threads` threads, in
-// the same parts in either order. A backward pass after a forward one finds in the cache what that one read last. With
-// a smaller chunk reads and streamed writes alternate faster; kChunk has to be a multiple of it.
-template <class R, Order order = Order::forward, std::size_t chunk = kChunk, class Visit>
+// Elements first ... first + count of a tensor.
+struct Chunk {
+  std::size_t tensor, first, count;
+};
+
+// The chunks between two positions, one by one.
+template <Order order, std::size_t size>
+class Walk {
+ public:
+  Walk(const Table& table, Position begin, Position end) : table_(table), begin_(begin), end_(end) {
+    left_ = std::min(end.tensor + 1, table.size()) - begin.tensor;
+    tensor_ = order == Order::forward ? begin.tensor : begin.tensor + left_ - 1;
+    if (left_) enter();
+  }
+
+  // The next chunk, or false after the last.
+  bool next(Chunk& chunk) {
+    while (done_ == chunks_) {
+      if (left_ == 0 || --left_ == 0) return false;
+      tensor_ += order == Order::forward ? 1 : -1;
+      enter();
+    }
+    const std::size_t first = first_ + (order == Order::forward ? done_ : chunks_ - 1 - done_) * size;
+    ++done_;
+    chunk = {tensor_, first, std::min(size, last_ - first)};
+    return true;
+  }
+
+ private:
+  void enter() {
+    first_ = tensor_ == begin_.tensor ? begin_.element : 0;
+    last_ = tensor_ == end_.tensor ? end_.element : table_.numel[tensor_];
+    chunks_ = first_ < last_ ? (last_ - first_ + size - 1) / size : 0;
+    done_ = 0;
+  }
+
+  const Table& table_;
+  const Position begin_, end_;
+  std::size_t left_, tensor_;                                  // tensors, this one included
+  std::size_t first_ = 0, last_ = 0, chunks_ = 0, done_ = 0;  // of this tensor
+};
+
+// Calls visit(scratch, chunk, ahead) for every chunk of every tensor exactly once, from `threads` threads, in the same
+// parts in either order; ahead is the chunk that comes next, or the same one at the end. A backward pass after a forward
+// one finds in the cache what that one read last. With a smaller chunk reads and streamed writes alternate faster;
+// kChunk has to be a multiple of it.
+template <class R, Order order = Order::forward, std::size_t size = kChunk, class Visit>
 void for_each_chunk(const Table& table, int threads, Visit visit) {
   if (table.size() == 0) return;
   const int n = table.cost.back() < kParallel ? 1 : std::max(threads, 1);
   const auto part = [&](std::size_t k) {
     Scratch<R> scratch;
-    const Position begin = position(table, k, n), end = position(table, k + 1, n);
-    const std::size_t tensors = std::min(end.tensor + 1, table.size()) - begin.tensor;
-    for (std::size_t j = 0; j < tensors; ++j) {
-      const std::size_t t = begin.tensor + (order == Order::forward ? j : tensors - 1 - j);
-      const std::size_t first = t == begin.tensor ? begin.element : 0;
-      const std::size_t last = t == end.tensor ? end.element : table.numel[t];
-      if (first >= last) continue;
-      const std::size_t chunks = (last - first + chunk - 1) / chunk;
-      for (std::size_t c = 0; c < chunks; ++c) {
-        const std::size_t i = first + (order == Order::forward ? c : chunks - 1 - c) * chunk;
-        visit(scratch, t, i, std::min(chunk, last - i));
-      }
+    Walk<order, size> walk(table, position(table, k, n), position(table, k + 1, n));
+    Chunk chunk{}, ahead{};
+    for (bool any = false, more = true; more; chunk = ahead, any = true) {
+      more = walk.next(ahead);
+      if (any) visit(scratch, chunk, ahead);
     }
     _mm_sfence();  // streamed stores of this thread become visible before the region ends
   };
@@ -84,16 +122,23 @@ inline void move(const Kernels& kernels, bool streaming, void* to, const void* f
   }
 }
 
-// Elements of dtype as the arithmetic type: where they lie, or converted into the buffer.
-inline const double* load(const Kernels&, DType, const char* at, double*, std::size_t) {
-  return reinterpret_cast<const double*>(at);
+inline void convert(const Kernels& kernels, DType dtype, const char* at, const char* next, float* buffer, std::size_t n) {
+  using Half = const std::uint16_t;
+  (dtype == DType::bf16 ? kernels.from_bf16 : kernels.from_f16)(
+      {reinterpret_cast<Half*>(at), reinterpret_cast<Half*>(next)}, buffer, n);
 }
 
-inline const float* load(const Kernels& kernels, DType dtype, const char* at, float* buffer, std::size_t n) {
-  if (dtype == DType::f32) return reinterpret_cast<const float*>(at);
-  const auto* half = reinterpret_cast<const std::uint16_t*>(at);
-  (dtype == DType::bf16 ? kernels.from_bf16 : kernels.from_f16)(half, buffer, n);
-  return buffer;
+// One chunk of a row as the arithmetic type: where it lies, or converted into the buffer.
+template <class R>
+SHARPKERN_INLINE Operand<const R> load(const Table& table, const Launch& launch, Row row, const Chunk& chunk, const Chunk& ahead, R* buffer) {
+  const char* at = table.at(row, chunk.tensor, chunk.first);
+  const char* next = launch.ahead && table.at(row, ahead.tensor) ? table.at(row, ahead.tensor, ahead.first) : nullptr;
+  if (sizeof(R) == 4 && table.size_of[row] == 2) {
+    const DType dtype = row == kGradient || row == kFirst ? table.gradient : table.weight;
+    convert(*launch.kernels, dtype, at, next, reinterpret_cast<float*>(buffer), chunk.count);
+    return {buffer, nullptr};
+  }
+  return {reinterpret_cast<const R*>(at), reinterpret_cast<const R*>(next)};
 }
 
 // The reverse: values, which may already lie at their place, become elements of dtype.

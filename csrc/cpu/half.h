@@ -10,11 +10,15 @@
 
 #include "../philox.h"
 #include "../real.h"
+#include "strip.h"
 
 namespace sharpkern::SHARPKERN_ISA {
 
-static void from_bf16(const std::uint16_t* in, float* out, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) out[i] = float_of(std::uint32_t(in[i]) << 16);
+static void from_bf16(Operand<const std::uint16_t> in, float* out, std::size_t n) {
+  for_each_strip(n, [&](std::size_t first, std::size_t count) __attribute__((always_inline)) {
+    prefetch(in, first);
+    for (std::size_t i = first; i < first + count; ++i) out[i] = float_of(std::uint32_t(in[i]) << 16);
+  });
 }
 
 static void to_bf16(const float* in, std::uint16_t* out, std::size_t n) {
@@ -45,13 +49,16 @@ static SHARPKERN_INLINE std::uint16_t narrow(float x) {
   return std::uint16_t(sign | (a > 0x7f800000 ? nan : (a >= 0x47800000 ? 0x7c00u : finite)));
 }
 
-static void from_f16(const std::uint16_t* in, float* out, std::size_t n) {
-  std::size_t i = 0;
+static void from_f16(Operand<const std::uint16_t> in, float* out, std::size_t n) {
+  for_each_strip(n, [&](std::size_t first, std::size_t count) __attribute__((always_inline)) {
+    prefetch(in, first);
+    std::size_t i = first;
 #ifdef __F16C__
-  for (; i + 8 <= n; i += 8)
-    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+    for (; i + 8 <= first + count; i += 8)
+      _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in.at + i))));
 #endif
-  for (; i < n; ++i) out[i] = widen(in[i]);
+    for (; i < first + count; ++i) out[i] = widen(in[i]);
+  });
 }
 
 static void to_f16(const float* in, std::uint16_t* out, std::size_t n) {

@@ -8,30 +8,12 @@
 #include "half.h"
 #include "noise.h"
 #include "stream.h"
+#include "strip.h"
 
 #define SHARPKERN_STRING_(x) #x
 #define SHARPKERN_STRING(x) SHARPKERN_STRING_(x)
 
 namespace sharpkern::SHARPKERN_ISA {
-
-constexpr std::size_t kStrip = 64;
-
-// Asks for a strip of the next chunk while this one is computed. The processor's own prefetching keeps too few lines on
-// the way once a formula takes more than a few instructions a line. An address outside of all tensors does no harm.
-template <class R>
-static SHARPKERN_INLINE void prefetch(const R* strip, std::ptrdiff_t next) {
-  if (next == 0) return;
-  const char* line = reinterpret_cast<const char*>(strip) + next * std::ptrdiff_t(sizeof(R));
-  for (std::size_t i = 0; i < kStrip * sizeof(R); i += 64) __builtin_prefetch(line + i, 0, 2);
-}
-
-// Calls body(first, count) for strips of fixed length, then for what is left over.
-template <class Body>
-static SHARPKERN_INLINE void for_each_strip(std::size_t n, Body body) {
-  std::size_t i = 0;
-  for (; i + kStrip <= n; i += kStrip) body(i, kStrip);
-  if (i < n) body(i, n - i);
-}
 
 // Partial sums, one an element of the strip, in a fixed order: the same bits whatever the vector width.
 template <class R, class Covariance>
@@ -39,9 +21,9 @@ static R norm(const double* scalars, double step, const Block<R>& b) {
   const Covariance covariance(scalars, step);
   R lanes[kStrip] = {};
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
-    prefetch(b.g + i, b.next);
-    if (Covariance::kReadsWeight) prefetch(b.w + i, b.next);
-    if (Covariance::kState) prefetch(b.f + i, b.next);
+    prefetch(b.g, i);
+    if (Covariance::kReadsWeight) prefetch(b.w, i);
+    if (Covariance::kState) prefetch(b.f, i);
     for (std::size_t j = 0; j < n; ++j) {
       const R w = Covariance::kReadsWeight ? b.w[i + j] : R(0), f = Covariance::kState ? b.f[i + j] : R(0);
       lanes[j] = sq_norm_at(covariance, lanes[j], w, b.factor * b.g[i + j], f);
@@ -56,9 +38,9 @@ template <class R, class Covariance, bool worst, bool noise>
 static void ascend(const double* scalars, double step, R scale, R sigma, const Block<R>& b) {
   const Covariance covariance(scalars, step);
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
-    if (worst) prefetch(b.g + i, b.next);
-    prefetch(b.w + i, b.next);
-    if (Covariance::kState) prefetch(b.f + i, b.next);
+    if (worst) prefetch(b.g, i);
+    prefetch(b.w, i);
+    if (Covariance::kState) prefetch(b.f, i);
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       R f = Covariance::kState ? b.f[j] : R(0);
@@ -74,10 +56,13 @@ static void descend(const double* prepared, const double* scalars, double step, 
   const Base base(prepared);
   const Correction correction(scalars, step, total);
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
-    prefetch(b.g + i, b.next);
-    prefetch(b.w + i, b.next);
-    if (Base::kStates > 0) prefetch(b.m + i, b.next);
-    if (Base::kStates > 1) prefetch(b.v + i, b.next);
+    prefetch(b.g, i);
+    prefetch(b.w, i);
+    if (Correction::kFirst) prefetch(b.first, i);
+    if (Correction::kEpsilon) prefetch(b.moved, i);
+    if (Correction::kState) prefetch(b.f, i);
+    if (Base::kStates > 0) prefetch(b.m, i);
+    if (Base::kStates > 1) prefetch(b.v, i);
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       const R f = Correction::kState ? b.f[j] : R(0), first = Correction::kFirst ? b.factor * b.first[j] : R(0);

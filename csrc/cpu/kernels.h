@@ -6,22 +6,30 @@
 
 namespace sharpkern {
 
+// One operand of a chunk, and where it lies for the chunk that comes next; ahead is null where nothing is to be fetched.
+template <class T>
+struct Operand {
+  T* at = nullptr;
+  const T* ahead = nullptr;
+
+  T& operator[](std::size_t i) const { return at[i]; }
+  explicit operator bool() const { return at; }
+};
+
 // One chunk of one tensor, all of it in the arithmetic type R (float, or double for float64 weights).
 template <class R>
 struct Block {
-  const R* w;      // the weights that are read
-  const R* g;      // gradients
-  R factor;        // by which gradients are multiplied
-  const R* first;  // gradients of the first pass, or null
-  const R* moved;  // w + eps, or null
-  const float* eta;  // standard normal numbers, or null
-  const R* f;      // what is kept of the covariance, or null
-  R* f_out;        // where it goes next, or null
-  R* out;          // the weights that are written; may be w
-  R* m;            // state of the base update, or null
-  R* v;
+  Operand<const R> w;      // the weights that are read
+  Operand<const R> g;      // gradients
+  R factor;                // by which gradients are multiplied
+  Operand<const R> first;  // gradients of the first pass, or null
+  Operand<const R> moved;  // w + eps, or null
+  const float* eta;        // standard normal numbers, or null
+  Operand<R> f;            // what is kept of the covariance, or null
+  R* f_out;                // where it goes next, or null
+  R* out;                  // the weights that are written; may be w
+  Operand<R> m, v;         // state of the base update, or null
   std::size_t n;
-  std::ptrdiff_t next;  // where the next chunk lies, in elements from this one; 0 where all is in the cache
 };
 
 template <class R>
@@ -61,8 +69,8 @@ struct Kernels {
   const char* name;
   Formulas<float> f32;
   Formulas<double> f64;
-  void (*from_bf16)(const std::uint16_t* in, float* out, std::size_t n);
-  void (*from_f16)(const std::uint16_t* in, float* out, std::size_t n);
+  void (*from_bf16)(Operand<const std::uint16_t> in, float* out, std::size_t n);
+  void (*from_f16)(Operand<const std::uint16_t> in, float* out, std::size_t n);
   void (*to_bf16)(const float* in, std::uint16_t* out, std::size_t n);
   void (*to_f16)(const float* in, std::uint16_t* out, std::size_t n);
   void (*draw_bits)(std::uint64_t seed, std::uint32_t draw, std::uint64_t index, std::uint32_t* out, std::size_t n);

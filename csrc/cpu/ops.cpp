@@ -8,7 +8,7 @@ namespace sharpkern::cpu {
 
 namespace {
 
-constexpr std::size_t kUpdateChunk = 512;
+constexpr std::size_t kShort = 512;  // elements of a chunk where much is written
 
 // Calls run with a float or a double: the arithmetic type of the table.
 template <class Run>
@@ -19,33 +19,43 @@ void with_arithmetic(const Table& table, Run run) {
 const float* steps_of(const Table& table) { return reinterpret_cast<const float*>(table.steps); }
 
 // w <- w0 for one chunk; masters are rounded.
-void give_back(const Table& table, const Launch& launch, float* buffer, std::size_t t, std::size_t i, std::size_t n) {
-  const char* source = table.at(kSource, t) + i * bytes(table.exact());
-  char* weight = table.at(kWeight, t) + i * bytes(table.weight);
+void give_back(const Table& table, const Launch& launch, float* buffer, const Chunk& chunk, const Chunk& ahead) {
+  const char* source = table.at(kSource, chunk.tensor, chunk.first);
+  char* weight = table.at(kWeight, chunk.tensor, chunk.first);
   if (source == weight) return;
   if (table.master) {
-    store(*launch.kernels, launch.streaming, table.weight, weight, load(*launch.kernels, DType::f32, source, buffer, n), n);
+    const float* w0 = load(table, launch, kSource, chunk, ahead, buffer).at;
+    store(*launch.kernels, launch.streaming, table.weight, weight, w0, chunk.count);
   } else {
-    move(*launch.kernels, launch.streaming, weight, source, n * bytes(table.weight));
+    move(*launch.kernels, launch.streaming, weight, source, chunk.count * bytes(table.weight));
   }
 }
 
 // A chunk of gradients in the arithmetic type. The formulas multiply them by the factor of the block; where they are to
 // be clipped, that is done here and the factor is 1.
 template <class R>
-const R* gradient(const Table& table, const Launch& launch, Row row, R* buffer, std::size_t t, std::size_t i, Block<R>& b) {
-  const R* g = load(*launch.kernels, table.gradient, table.at(row, t) + i * bytes(table.gradient), buffer, b.n);
+SHARPKERN_INLINE Operand<const R> gradient(const Table& table, const Launch& launch, Row row, const Chunk& chunk, const Chunk& ahead,
+                          R* buffer, Block<R>& b) {
+  const Operand<const R> g = load(table, launch, row, chunk, ahead, buffer);
   const auto* how = reinterpret_cast<const double*>(table.take);
   b.factor = how ? R(how[0]) : R(1);
   if (!how || std::isinf(how[1])) return g;
   b.factor = 1;
-  launch.kernels->formulas(R()).take(how, g, buffer, b.n);
-  return buffer;
+  launch.kernels->formulas(R()).take(how, g.at, buffer, b.n);
+  return {buffer, g.ahead};
 }
 
-// The random numbers of elements i ... i + n of a tensor, run by run.
+// State of a chunk, in place.
+template <class R>
+SHARPKERN_INLINE Operand<R> state(const Table& table, const Launch& launch, Row row, const Chunk& chunk, const Chunk& ahead) {
+  const Operand<const R> read = load<R>(table, launch, row, chunk, ahead, nullptr);
+  return {const_cast<R*>(read.at), read.ahead};
+}
+
+// The random numbers of a chunk, run by run.
 template <class Draw, class T>
-void draw_all(Draw draw, const Table& table, std::uint32_t number, std::size_t t, std::size_t i, T* out, std::size_t n) {
+void draw_all(Draw draw, const Table& table, std::uint32_t number, const Chunk& chunk, T* out) {
+  const auto [t, i, n] = chunk;
   const std::size_t run = table.run.empty() ? 0 : table.run[t];
   if (run == 0) return draw(table.seed, number, table.start[t] + i, out, n);
   for (std::size_t j = i; j < i + n;) {
@@ -88,17 +98,16 @@ void sq_norm(Table& table, const Launch& launch, const std::string& covariance, 
   with_arithmetic(table, [&](auto zero) {
     using R = decltype(zero);
     const auto formula = known(launch.kernels->formulas(zero).norm(covariance.c_str()), covariance);
-    for_each_chunk<R>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
-      double& partial = table.partial[table.first_chunk[t] + i / kChunk];
+    for_each_chunk<R>(table, launch.threads, [&](auto& scratch, const Chunk& chunk, const Chunk& ahead) {
+      const auto [t, first, n] = chunk;
+      double& partial = table.partial[table.first_chunk[t] + first / kChunk];
       partial = 0;
       if (!table.at(kGradient, t)) return;
       Block<R> b{};
       b.n = n;
-      b.next = launch.streaming ? std::ptrdiff_t(kChunk) : 0;
-      b.g = gradient(table, launch, kGradient, scratch.g, t, i, b);
-      if (formula.reads_weight)
-        b.w = load(*launch.kernels, table.exact(), table.at(table.exact_row(), t) + i * bytes(table.exact()), scratch.w, n);
-      if (formula.state) b.f = reinterpret_cast<const R*>(table.at(kFisher, t)) + i;
+      b.g = gradient(table, launch, kGradient, chunk, ahead, scratch.g, b);
+      if (formula.reads_weight) b.w = load(table, launch, table.exact_row(), chunk, ahead, scratch.w);
+      if (formula.state) b.f = state<R>(table, launch, kFisher, chunk, ahead);
       partial = double(formula.run(scalars.data(), steps_of(table)[t], b));
     });
   });
@@ -122,24 +131,22 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
     using R = decltype(zero);
     const auto formula = known(
         launch.kernels->formulas(zero).ascend(covariance.c_str(), total != nullptr, step.noise != 0), covariance);
-    for_each_chunk<R, Order::backward>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
+    for_each_chunk<R, Order::backward>(table, launch.threads, [&](auto& scratch, const Chunk& chunk, const Chunk& ahead) {
+      const auto [t, first, n] = chunk;
       if (total && !table.at(kGradient, t)) return;
-      const std::size_t exact = bytes(table.exact());
-      char* weight = table.at(kWeight, t) + i * bytes(table.weight);
+      char* weight = table.at(kWeight, t, first);
       if (step.again < 0 && !table.master)
-        move(*launch.kernels, launch.streaming, table.at(kSaved, t) + i * exact, weight, n * exact);
-      if (total && table.at(kFirst, t)) {
-        const std::size_t size = bytes(table.gradient);
-        move(*launch.kernels, launch.streaming, table.at(kFirst, t) + i * size, table.at(kGradient, t) + i * size, n * size);
-      }
+        move(*launch.kernels, launch.streaming, table.at(kSaved, t, first), weight, n * bytes(table.weight));
+      if (total && table.at(kFirst, t))
+        move(*launch.kernels, launch.streaming, table.at(kFirst, t, first), table.at(kGradient, t, first),
+             n * bytes(table.gradient));
       if (still && !formula.moves && step.again < 0) return;
       Block<R> b{};
       b.n = n;
-      b.next = launch.streaming ? -std::ptrdiff_t(kChunk) : 0;
-      b.w = load(*launch.kernels, table.exact(), table.at(from, t) + i * exact, scratch.w, n);
-      if (total) b.g = gradient(table, launch, kGradient, scratch.g, t, i, b);
+      b.w = load(table, launch, from, chunk, ahead, scratch.w);
+      if (total) b.g = gradient(table, launch, kGradient, chunk, ahead, scratch.g, b);
       if (sigma != 0) {
-        draw_all(launch.kernels->draw_normals, table, number, t, i, scratch.eta, n);
+        draw_all(launch.kernels->draw_normals, table, number, chunk, scratch.eta);
       } else {
         std::fill_n(scratch.eta, n, 0.0f);  // a kernel that adds noise multiplies it by sigma
       }
@@ -147,15 +154,14 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       const bool unmoved = still && step.again < 0, direct = bytes(table.weight) == sizeof(R) && !unmoved;
       b.out = direct ? reinterpret_cast<R*>(weight) : scratch.out;
       if (formula.state) {
-        R* fisher = reinterpret_cast<R*>(table.at(kFisher, t)) + i;
-        b.f = fisher;
-        b.f_out = step.track ? fisher : scratch.f;
+        b.f = state<R>(table, launch, kFisher, chunk, ahead);
+        b.f_out = step.track ? b.f.at : scratch.f;
       }
       formula.run(scalars.data(), steps_of(table)[t], R(scale), R(sigma), b);
       if (unmoved) return;
       if constexpr (sizeof(R) == 4) {
         if (table.stochastic) {
-          draw_all(launch.kernels->draw_bits, table, number, t, i, scratch.random, n);
+          draw_all(launch.kernels->draw_bits, table, number, chunk, scratch.random);
           (table.weight == DType::bf16 ? launch.kernels->stochastic_bf16 : launch.kernels->stochastic_f16)(
               b.out, scratch.random, n);
         }
@@ -171,18 +177,20 @@ namespace {
 // The gradient that evolution strategies estimate for one chunk, in scratch.g; what is kept of the covariance moves.
 template <class R>
 void estimate(const Table& table, const Launch& launch, const std::vector<double>& scalars, Scratch<R>& scratch,
-              std::size_t t, std::size_t i, std::size_t n) {
+              const Chunk& chunk, const Chunk& ahead) {
+  const std::size_t n = chunk.count;
   const Formulas<R>& formulas = launch.kernels->formulas(R());
   const float* pair = reinterpret_cast<const float*>(table.pairs);
   const std::int64_t draw = *reinterpret_cast<const std::int64_t*>(table.draw);
   std::fill_n(scratch.g, n, R(0));
   std::fill_n(scratch.f, n, R(0));
   for (std::size_t k = 0; k < table.pair_count; ++k) {
-    draw_all(launch.kernels->draw_normals, table, std::uint32_t(draw + std::int64_t(k)), t, i, scratch.eta, n);
+    draw_all(launch.kernels->draw_normals, table, std::uint32_t(draw + std::int64_t(k)), chunk, scratch.eta);
     formulas.accumulate(R(pair[k]), R(pair[table.pair_count + k]), scratch.eta, scratch.g, scratch.f, n);
   }
-  char* fisher = table.at(kFisher, t);
-  formulas.estimate(scalars.data(), scratch.g, scratch.f, fisher ? reinterpret_cast<R*>(fisher) + i : nullptr, n);
+  const bool kept = table.at(kFisher, chunk.tensor);
+  formulas.estimate(scalars.data(), scratch.g, scratch.f,
+                    kept ? state<R>(table, launch, kFisher, chunk, ahead).at : nullptr, n);
 }
 
 }  // namespace
@@ -199,35 +207,37 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
     using R = decltype(zero);
     const auto formula = known(
         launch.kernels->formulas(zero).descend(base.c_str(), estimated ? "" : correction.c_str()), base + " " + correction);
-    for_each_chunk<R, Order::forward, kUpdateChunk>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
+    for_each_chunk<R, Order::forward, kShort>(table, launch.threads, [&](auto& scratch, const Chunk& chunk, const Chunk& ahead) {
+      const auto [t, first, n] = chunk;
       if (!estimated && !table.at(kGradient, t))
-        return give_back(table, launch, reinterpret_cast<float*>(scratch.w), t, i, n);
-      char* weight = table.at(kWeight, t) + i * bytes(table.weight);
+        return give_back(table, launch, reinterpret_cast<float*>(scratch.w), chunk, ahead);
+      char* weight = table.at(kWeight, t, first);
       if (scratch.prepared_for != steps[t]) {
         formula.prepare(options.data(), steps[t], scratch.prepared);
         scratch.prepared_for = steps[t];
       }
       Block<R> b{};
       b.n = n;
-      b.next = launch.streaming ? std::ptrdiff_t(kUpdateChunk) : 0;
-      const auto loaded = [&](Row row, R* buffer) { return gradient(table, launch, row, buffer, t, i, b); };
-      b.w = load(*launch.kernels, table.exact(), table.at(kSource, t) + i * bytes(table.exact()), scratch.w, n);
+      const auto loaded = [&, &chunk = chunk](Row row, R* buffer) {
+        return gradient(table, launch, row, chunk, ahead, buffer, b);
+      };
+      b.w = load(table, launch, kSource, chunk, ahead, scratch.w);
       if (estimated) {
-        estimate(table, launch, scalars, scratch, t, i, n);
-        b.g = scratch.g;
+        estimate(table, launch, scalars, scratch, chunk, ahead);
+        b.g = {scratch.g, nullptr};
         b.factor = 1;
       } else {
         b.g = loaded(kGradient, scratch.g);
       }
       if (formula.first) b.first = table.at(kFirst, t) ? loaded(kFirst, scratch.first) : b.g;
-      if (formula.epsilon) b.moved = load(*launch.kernels, table.weight, weight, scratch.moved, n);
-      if (formula.state) b.f = b.f_out = reinterpret_cast<R*>(table.at(kFisher, t)) + i;
-      if (formula.states > 0) b.m = reinterpret_cast<R*>(table.at(kM, t)) + i;
-      if (formula.states > 1) b.v = reinterpret_cast<R*>(table.at(kV, t)) + i;
+      if (formula.epsilon) b.moved = load(table, launch, kWeight, chunk, ahead, scratch.moved);
+      if (formula.state) b.f = state<R>(table, launch, kFisher, chunk, ahead), b.f_out = b.f.at;
+      if (formula.states > 0) b.m = state<R>(table, launch, kM, chunk, ahead);
+      if (formula.states > 1) b.v = state<R>(table, launch, kV, chunk, ahead);
       const bool direct = !launch.streaming && bytes(table.weight) == sizeof(R);
       b.out = direct ? reinterpret_cast<R*>(weight) : scratch.out;
       formula.run(scratch.prepared, scalars.data(), steps[t], *total, b);
-      if (table.master) move(*launch.kernels, launch.streaming, table.at(kSaved, t) + i * sizeof(float), b.out, n * sizeof(float));
+      if (table.master) move(*launch.kernels, launch.streaming, table.at(kSaved, t, first), b.out, n * sizeof(float));
       store(*launch.kernels, launch.streaming, table.weight, weight, b.out, n);
     });
   });
@@ -238,8 +248,8 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
 
 void restore(Table& table, const Launch& launch, const double* total) {
   if (!std::isfinite(*total)) return;
-  for_each_chunk<float>(table, launch.threads, [&](auto& scratch, std::size_t t, std::size_t i, std::size_t n) {
-    give_back(table, launch, scratch.w, t, i, n);
+  for_each_chunk<float>(table, launch.threads, [&](auto& scratch, const Chunk& chunk, const Chunk& ahead) {
+    give_back(table, launch, scratch.w, chunk, ahead);
   });
 }
 

@@ -16,6 +16,7 @@ struct Launch {
   const Kernels* kernels;
   int threads;
   bool streaming;  // written data does not fit the cache
+  bool ahead;      // nor does what is read: the next chunk is asked for while one is computed
 };
 
 // *total <- (add ? *total : 0) + sum s g^2 over all tensors that have a gradient.
