@@ -13,6 +13,7 @@
 
 namespace py = pybind11;
 namespace dlpack = sharpkern::dlpack;
+using sharpkern::Addresses;
 using sharpkern::Table;
 using Scalars = std::vector<double>;
 
@@ -65,7 +66,8 @@ class Reader {
   // dtype or layout than its parameter.
   py::object read() const {
     const std::size_t n = addresses_.size();
-    py::list gradients(n), addresses(n);
+    py::list gradients(n);
+    Addresses addresses{std::vector<std::uintptr_t>(n)};
     for (std::size_t i = 0; i < n; ++i) {
       const py::handle param = PyList_GET_ITEM(params_.ptr(), Py_ssize_t(i));
       const dlpack::Tensor weight = look(param);
@@ -78,10 +80,10 @@ class Reader {
         return py::none();
       }
       if (!expected(found) || !dlpack::same_layout(found, weight)) return py::none();
-      PyList_SET_ITEM(addresses.ptr(), Py_ssize_t(i), PyLong_FromVoidPtr(found.address() ? found.address() : kEmpty));
+      addresses.list[i] = found.address() ? reinterpret_cast<std::uintptr_t>(found.address()) : kEmpty;
       PyList_SET_ITEM(gradients.ptr(), Py_ssize_t(i), gradient.release().ptr());
     }
-    return py::make_tuple(gradients, addresses);
+    return py::make_tuple(gradients, std::move(addresses));
   }
 
  private:
@@ -98,7 +100,7 @@ class Reader {
   }
 
   // stands for the address of a gradient without elements: 0 would say that there is no gradient
-  static inline char* const kEmpty = reinterpret_cast<char*>(1);
+  static constexpr std::uintptr_t kEmpty = 1;
 
   const dlpack::ExchangeApi* api_;
   py::list params_;
@@ -114,6 +116,9 @@ PYBIND11_MODULE(_kernels, m) {
   const auto free = py::call_guard<py::gil_scoped_release>();
   m.def("instruction_sets", &sharpkern::cpu::instruction_sets);
   m.def("advise_huge_pages", &advise_huge_pages, py::arg("address"), py::arg("bytes"));
+  py::class_<Addresses>(m, "Addresses")
+      .def("__iter__", [](const Addresses& self) { return py::iter(py::cast(self.list)); })
+      .def("__len__", [](const Addresses& self) { return self.list.size(); });
   py::class_<Reader>(m, "Reader")
       .def(py::init<py::object, py::list, std::string>(), py::arg("exchange_api"), py::arg("params"),
            py::arg("gradient"))
@@ -121,6 +126,8 @@ PYBIND11_MODULE(_kernels, m) {
   py::class_<CpuTable>(m, "Table")
       .def(py::init(&make_table), py::arg("numel"), py::arg("weight"), py::arg("gradient"), py::arg("master"),
            py::arg("instruction_set"), py::arg("streaming"))
+      .def("set", [](CpuTable& self, const std::string& row,
+                     const Addresses& addresses) { self.table.set(row, addresses.list); })
       .def("set", [](CpuTable& self, const std::string& row,
                      std::vector<std::uintptr_t> addresses) { self.table.set(row, std::move(addresses)); })
       .def("set_steps", [](CpuTable& self, std::uintptr_t address) { self.table.steps = address; })

@@ -43,6 +43,11 @@ inline Row parse_row(const std::string& name) {
   throw std::invalid_argument("no row '" + name + "' in a table");
 }
 
+// An address a tensor, passed on by Python without a number of its own for each.
+struct Addresses {
+  std::vector<std::uintptr_t> list;
+};
+
 struct Table {
   // A reduction sums one chunk in the arithmetic type and the chunks in float64, in order, on every backend.
   static constexpr std::size_t kChunk = 2048;

@@ -6,7 +6,7 @@ after every backward pass; reading them is the largest term of a small model's s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -147,7 +147,7 @@ class Tensors:
         self.first: list[Tensor | None] = [None] * len(params)
         self.source: list[Tensor] = self.weights
         self.gradients: list[Tensor | None] = []
-        self.gradient_addresses: list[int] = []
+        self.gradient_addresses: Collection[int] = []
         self.complete = False  # every parameter has the gradient
         self.revision = 0  # of gradients
         self.bases: dict[str, list[Tensor]] = {}  # by slot, the allocations behind its tensors; see `sharpkern.library`

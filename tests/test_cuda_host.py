@@ -144,7 +144,7 @@ class Kernels:
             if tensors:
                 table.set(row, [0 if x is None else x.data_ptr() for x in tensors])
         if t.gradient_addresses:
-            table.set("gradient", t.gradient_addresses)
+            table.set("gradient", list(t.gradient_addresses))
         table.set_steps(t.steps.data_ptr())
         if t.take is not None:
             table.set_take(t.take.data_ptr())

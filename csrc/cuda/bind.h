@@ -70,6 +70,8 @@ inline void bind(py::module_& m, const char* architectures) {
       .def_property_readonly_static("workspace_bytes", [](const py::object&) { return Queue::kWorkspaceBytes; })
       .def_property_readonly("launches", [](const CudaTable& self) { return self.queue.launches; })
       .def("set", [](CudaTable& self, const std::string& row,
+                     const Addresses& addresses) { self.table.set(row, addresses.list); })
+      .def("set", [](CudaTable& self, const std::string& row,
                      std::vector<std::uintptr_t> addresses) { self.table.set(row, std::move(addresses)); })
       .def("set_steps", [](CudaTable& self, std::uintptr_t address) { self.table.steps = address; })
       .def("set_take", [](CudaTable& self, std::uintptr_t address) { self.table.take = address; })

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -18,11 +20,18 @@ _IMPORT = "import time, torch; begin = time.perf_counter(); import sharpkern; pr
 
 
 def import_seconds(repeats: int) -> list[float]:
-    """What `import sharpkern` takes after `import torch`, each time in a new interpreter."""
-    command = [sys.executable, "-c", _IMPORT]
-    path = str(Path(__file__).parents[2])
-    run = [subprocess.run(command, capture_output=True, text=True, check=True, cwd=path) for _ in range(repeats + 1)]
-    return [float(done.stdout) for done in run[1:]]  # the first one fills the caches of files
+    """What `import sharpkern` takes after `import torch`, compiled as installers leave it, each time anew."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+        def seconds() -> float:
+            command, path = [sys.executable, "-c", _IMPORT], Path(__file__).parents[2]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=path, env=environment)
+            return float(done.stdout)
+
+        seconds()  # compiles
+        return [seconds() for _ in range(repeats)]
 
 
 def extra_bytes(candidate: str, shapes: str, device: str, threads: int) -> float:
