@@ -1,0 +1,31 @@
+// A chunk strip by strip, and what is asked for meanwhile.
+#pragma once
+
+#include <cstddef>
+
+#include "../real.h"
+#include "kernels.h"
+
+namespace sharpkern::SHARPKERN_ISA {
+
+constexpr std::size_t kStrip = 64;
+
+// Asks for a strip of the next chunk while this one is computed. The processor's own prefetching keeps too few lines on
+// the way once a formula takes more than a few instructions a line, and knows nothing of the next tensor. An address
+// behind the end of a tensor does no harm.
+template <class T>
+static SHARPKERN_INLINE void prefetch(const Operand<T>& operand, std::size_t i) {
+  if (!operand.ahead) return;
+  const char* line = reinterpret_cast<const char*>(operand.ahead + i);
+  for (std::size_t k = 0; k < kStrip * sizeof(T); k += 64) __builtin_prefetch(line + k, 0, 2);
+}
+
+// Calls body(first, count) for strips of fixed length, then for what is left over.
+template <class Body>
+static SHARPKERN_INLINE void for_each_strip(std::size_t n, Body body) {
+  std::size_t i = 0;
+  for (; i + kStrip <= n; i += kStrip) body(i, kStrip);
+  if (i < n) body(i, n - i);
+}
+
+}  // namespace sharpkern::SHARPKERN_ISA
