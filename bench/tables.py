@@ -43,6 +43,7 @@ def about(rows: Rows) -> str:
     if not rows:
         return "No run has been recorded yet: `bench/data/cpu.csv` does not exist."
     row = rows[-1]
+    commits = " and ".join(dict.fromkeys(row["commit"] or "unknown" for row in rows))
     threads = ", ".join(str(n) for n in sorted({row["threads"] for row in rows}))
     told = {
         "processor": row["cpu"],
@@ -56,7 +57,7 @@ def about(rows: Rows) -> str:
         "Python": row["python"],
         "torch": row["torch"],
         "peers": row["peers"] or "none",
-        "sharpkern": f"{row['sharpkern']}, commit {row['commit'] or 'unknown'}",
+        "sharpkern": f"{row['sharpkern']}, commit {commits}",
     }
     return _table(("", ""), told.items())
 
@@ -91,7 +92,7 @@ SPEED = (  # what, ours, of what, in which group
     ("SAM, of pytorch_optimizer's with `SGD(foreach=True)`", "SAM sgd", "pytorch_optimizer foreach SAM sgd", "sgd"),
     ("SAM, of pytorch_optimizer's with `SGD(fused=True)`", "SAM sgd", "pytorch_optimizer fused SAM sgd", "sgd"),
     ("SAM, of the tightest `_foreach` SAM over `SGD(fused=True)`", "SAM sgd", "foreach SAM sgd", "sgd"),
-    ("SAM, of `SGD(fused=True)` without SAM", "SAM sgd", "torch fused sgd", "sgd"),
+    ("SAM, of `SGD(fused=True)` without SAM", "SAM sgd", "torch fused sgd", "sgd our own"),
     ("SAM with AdamW, of the tightest `_foreach` SAM", "SAM adamw", "foreach SAM adamw", "adamw"),
     ("Fisher SAM, of SAM", "FisherSAM sgd", "sharpkern SAM sgd", "sgd"),
     ("ASAM, of SAM", "ASAM sgd", "sharpkern SAM sgd", "sgd adaptive"),
