@@ -19,7 +19,7 @@ from sharpkern.toy import SCENES, figure, minima, trajectory
 
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 OPTIONS = re.compile(r"<!-- options (\w+) -->")
-FIGURES = "<!-- figures -->"
+GALLERY = "<!-- gallery -->"
 IMAGES = (".svg", ".png")
 
 
@@ -64,7 +64,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         values, passes = methods[found[1]]
         return f"**Options and defaults:** `{values}`. **Backward passes a step:** {passes}."
 
-    return OPTIONS.sub(options, markdown).replace(FIGURES, _gallery(files))
+    return OPTIONS.sub(options, markdown).replace(GALLERY, _gallery(files))
 
 
 def _gallery(files: Files) -> str:
