@@ -213,7 +213,7 @@ class SharpnessAware(Halves):
         call then gives NaN for the figures that need them.
 
         Returns:
-            0-d float64 tensors on the device: `grad_norm` ‖g‖, `perturbation_norm` ‖ε‖, `loss_gap` L(w + ε) - L(w)
+            0-d float64 tensors on the device, `grad_norm` ‖g‖, `perturbation_norm` ‖ε‖, `loss_gap` L(w + ε) - L(w)
             (NaN unless `step(closure)` made the step), `gradient_cosine` cos(g, g2). Methods of one pass have NaN for
             all that wants g; where s has moved on with the step, learned or by TRACER, ‖ε‖ is NaN.
 
