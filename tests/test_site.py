@@ -145,7 +145,7 @@ def test_a_method_that_does_not_exist_is_an_error(hooks: ModuleType) -> None:
 
 def test_the_gallery_shows_the_figures_that_there_are(hooks: ModuleType) -> None:
     config = MkDocsConfig()
-    files = Files([File.generated(config, uri, content=b"") for uri in ("figures/speedup.svg", "figures/data.csv")])
+    files = Files([File(uri, "docs", "site", False) for uri in ("figures/speedup.svg", "figures/data.csv")])
     shown = hooks.on_page_markdown("# Figures\n\n<!-- gallery -->", None, config, files)
     assert shown == "# Figures\n\n### Speedup\n\n![Speedup](figures/speedup.svg)"
     assert "None was drawn yet" in hooks.on_page_markdown("<!-- gallery -->", None, config, Files([]))
