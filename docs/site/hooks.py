@@ -20,6 +20,7 @@ from sharpkern.toy import SCENES, figure, minima, trajectory
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 OPTIONS = re.compile(r"<!-- options (\w+) -->")
 GALLERY = "<!-- gallery -->"
+TOY = ("<!-- toy -->", "![Ways of SGD, SAM, ASAM and Fisher SAM over the contours of the toy loss](figures/toy.png)")
 IMAGES = (".svg", ".png")
 
 
@@ -42,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Writes the options of methods, as the code has them, and the gallery where the page asks for them.
+    """Writes the options of methods, as the code has them, and the figures where the page asks for them.
 
     Args:
         markdown: Of the page.
@@ -64,7 +65,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         values, passes = methods[found[1]]
         return f"**Options and defaults:** `{values}`. **Backward passes a step:** {passes}."
 
-    return OPTIONS.sub(options, markdown).replace(GALLERY, _gallery(files))
+    return OPTIONS.sub(options, markdown).replace(*TOY).replace(GALLERY, _gallery(files))
 
 
 def _gallery(files: Files) -> str:
