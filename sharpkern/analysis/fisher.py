@@ -34,8 +34,8 @@ def fisher_trace(
 
     Example:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -5.0]))
-        >>> fisher_trace([lambda: w.square().sum()], [w], delta=0.0).mean  # F = F̄: the number of weights
-        2.0
+        >>> print(fisher_trace([lambda: w.square().sum()], [w], delta=0.0))  # F = F̄: the number of weights
+        2
     """
     params = [p for p in params if p.requires_grad]
     if not losses or not params:

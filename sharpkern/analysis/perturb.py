@@ -63,7 +63,7 @@ def sharpness(optimizer: SharpnessAware, loss: Loss) -> Sharpness:
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     with at_gradient(optimizer, loss) as value:
-        before = [p.detach().double() for p in params]
+        before = [p.detach().to(torch.float64, copy=True) for p in params]
         with optimizer.perturbed(), torch.no_grad():
             moved = [torch.linalg.vector_norm(p - w) for p, w in zip(params, before, strict=True)]
             length = sum(x.item() ** 2 for x in moved) ** 0.5
