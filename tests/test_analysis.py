@@ -26,6 +26,11 @@ from sharpkern.analysis import (
 )
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads: None) -> None:
+    torch.set_num_threads(1)
+
+
 class Problem:
     """A small classifier with its batch."""
 
