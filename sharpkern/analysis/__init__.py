@@ -9,7 +9,7 @@ is its table of perturbations, `checkpoint.py` loads, `measure.py` makes rows, `
 from sharpkern.analysis.command import add_arguments, main
 from sharpkern.analysis.estimate import Estimate
 from sharpkern.analysis.fisher import fisher_trace
-from sharpkern.analysis.grid import run_grid
+from sharpkern.analysis.grid import grid_cells, run_grid
 from sharpkern.analysis.hessian import Hessian, hessian_trace, top_eigenvalue
 from sharpkern.analysis.perturb import Sharpness, perturbation_curve, sharpness
 from sharpkern.analysis.surface import filter_normalised, loss_surface
@@ -21,6 +21,7 @@ __all__ = [
     "add_arguments",
     "filter_normalised",
     "fisher_trace",
+    "grid_cells",
     "hessian_trace",
     "loss_surface",
     "main",

@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -94,7 +95,7 @@ def load_subject(name: str, path: Path, network: str, data: str, device: str) ->
         raise ValueError(f"network {network}: returned a {type(model).__name__}, wanted a torch.nn.Module")
     try:
         model.load_state_dict(_weights(path))
-    except (OSError, RuntimeError, TypeError, AttributeError, ValueError) as error:
+    except (OSError, EOFError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
         raise ValueError(f"{path}: no checkpoint of the network {network}: {error}") from error
     inputs, targets = resolve("data", data)()
     return Subject(name, model.to(device).eval(), inputs.to(device), targets.to(device))

@@ -80,7 +80,7 @@ def _run(args: argparse.Namespace) -> None:
         load_subject(name, path, args.network, args.data, args.device)
         for name, path in zip(names, args.checkpoints, strict=True)
     ]
-    cells = grid.plan(args.rhos, args.etas, args.seeds, args.epochs, args.noise) if args.grid else []
+    cells = grid.grid_cells(args.rhos, args.etas, args.seeds, args.epochs, args.noise) if args.grid else []
     out: Path = args.out or Path("runs") / f"sharpness-{datetime.now():%Y%m%d-%H%M%S}"
     out.mkdir(parents=True, exist_ok=True)
     console, written = Console(), []

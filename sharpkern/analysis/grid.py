@@ -76,7 +76,7 @@ def train_cell(cell: Cell, digits: Digits) -> float:
     return 100 * int(hits.sum()) / len(hits)
 
 
-def plan(
+def grid_cells(
     rhos: Sequence[float] = RHOS, etas: Sequence[float] = ETAS, seeds: int = 1, epochs: int = 40, noise: float = 0.0
 ) -> list[Cell]:
     """The runs of a grid, [F]'s unless told otherwise; seeds are the outer loop.
@@ -106,7 +106,7 @@ def run_grid(cells: Sequence[Cell], path: Path, advance: Callable[[], None] = la
     """Trains every cell that the file does not hold yet, and writes the file anew after each.
 
     Args:
-        cells: What to train, such as `plan()`.
+        cells: What to train, such as `grid_cells()`.
         path: A CSV file; one row a cell.
         advance: Called after each cell, trained or found.
 

@@ -41,8 +41,8 @@ def sharpness(optimizer: SharpnessAware, loss: Loss) -> Sharpness:
     Σ ε²/s <= ρ², its maximum taken where the linearised loss has it ([F] 2 and 3, 4 and 5, 9 and 10). So it is a lower
     bound of the maximum. With the Gaussian it is one sample of the mean; give several seeds and average.
 
-    w comes back bit for bit, also after an exception. Gradients, their tensors and the optimizer's state stay as they
-    were. Call `model.eval()`, or give the optimizer `model=`, so that running statistics stay too.
+    w comes back bit for bit, also after an exception. Gradients and the optimizer's state stay as they were. Call
+    `model.eval()` before, so that running statistics stay too, or put this into `sharpkern.frozen_statistics(model)`.
 
     Args:
         optimizer: Says what ε is; its base optimizer has no part in it.
