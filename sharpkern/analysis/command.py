@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of noise, probes and directions (default: %(default)s)")
     add("--hessian", action="store_true", help="trace and largest eigenvalue of the Hessian")
     add("--curves", action="store_true", help="loss and accuracy over the radius: adversarial and Gaussian")
+    add("--longest", type=float, help="largest radius of the curves (default: one for each perturbation; [F]: 5)")
     add("--surface", action="store_true", help="the loss over two random directions, filter normalised")
     add("--grid", action="store_true", help="train Fisher SAM over rho x eta on the digits; wants no checkpoint")
     add("--rhos", type=_numbers, default=grid.RHOS, help="of the grid (default: those of [F] Fig. 5)")
@@ -75,6 +77,8 @@ def _run(args: argparse.Namespace) -> None:
 
     if not args.checkpoints and not args.grid:
         raise ValueError("wanted a CHECKPOINT, or --grid")
+    if args.longest is not None and not 0 < args.longest < math.inf:
+        raise ValueError(f"--longest {args.longest}: wanted a finite number > 0")
     names = _names(args.checkpoints)
     subjects = [
         load_subject(name, path, args.network, args.data, args.device)
@@ -88,7 +92,7 @@ def _run(args: argparse.Namespace) -> None:
         if subjects:
             written += _numbers_of(subjects, args, out, stage, console)
         if args.curves:
-            rows = (row for subject in subjects for row in measure.curves(subject, args.seed, stage))
+            rows = (row for subject in subjects for row in measure.curves(subject, args.longest, args.seed, stage))
             written += _figure(out / "curves.csv", rows, figure.draw_curves)
         if args.surface:
             rows = (row for subject in subjects for row in measure.surface(subject, args.seed, stage))

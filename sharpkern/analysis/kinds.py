@@ -19,7 +19,7 @@ class Kind:
         name: What the CSV files call it.
         title: What the table and the figure show.
         rho: The radius in the table: the method's default.
-        longest: The largest radius of a curve.
+        longest: The largest radius of a curve, where the accuracy of the digits' network has fallen or is falling.
         unit: Of the radius, as the figure's axis has it.
         make: Makes the optimizer of parameters, with this radius and a seed of its noise.
         random: Whether it draws noise, so that several seeds are averaged.
@@ -35,11 +35,11 @@ class Kind:
 
 
 _ROWS = (
-    Kind("sam", "adversarial, s = 1", 0.05, 5.0, "weights", lambda params, rho, seed: SAM(params, rho=rho)),
-    Kind("asam", "adversarial, ASAM", 0.5, 5.0, "relative", lambda params, rho, seed: ASAM(params, rho=rho)),
-    Kind("fishersam", "adversarial, Fisher", 0.1, 5.0, "weights", lambda params, rho, seed: FisherSAM(params, rho=rho)),
+    Kind("sam", "SAM", 0.05, 2.0, "weights", lambda params, rho, seed: SAM(params, rho=rho)),
+    Kind("asam", "ASAM", 0.5, 3.0, "relative", lambda params, rho, seed: ASAM(params, rho=rho)),
+    Kind("fishersam", "Fisher SAM", 0.1, 2.0, "weights", lambda params, rho, seed: FisherSAM(params, rho=rho)),
     Kind(
-        "gaussian", "Gaussian, s = 1", 0.05, 5.0, "weights",
+        "gaussian", "Gaussian", 0.05, 5.0, "weights",
         lambda params, rho, seed: RandomSAM(params, rho=rho, seed=seed), random=True,
     ),
 )  # fmt: skip

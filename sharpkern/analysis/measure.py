@@ -41,8 +41,9 @@ def worst_case(subject: Subject, seed: int, stage: Stage) -> Iterator[Number]:
     for kind in KINDS.values():
         draws = range(seed, seed + (DRAWS if kind.random else 1))
         found = [sharpness(kind.make(subject.parameters, kind.rho, k), subject.loss) for k in draws]
-        yield Number(subject.name, f"sharpness, {kind.title}, rho = {kind.rho:g}", Estimate.of(x.gap for x in found))
-        yield Number(subject.name, "    length of that perturbation", Estimate.of(x.length for x in found))
+        title = f"{kind.title}, ρ = {kind.rho:g}"
+        yield Number(subject.name, f"sharpness, {title}", Estimate.of(x.gap for x in found))
+        yield Number(subject.name, f"‖ε‖, {title}", Estimate.of(x.length for x in found))
         advance()
 
 
@@ -81,16 +82,17 @@ def hessian(subject: Subject, seed: int, stage: Stage) -> Iterator[Number]:
     """
     watched = _Watched(subject.loss, subject.parameters)
     watched.advance = stage(f"{subject.name}: Hessian trace", PROBES)
-    yield Number(subject.name, "Hessian trace", hessian_trace(watched, PROBES, seed))
+    yield Number(subject.name, "Hessian, trace", hessian_trace(watched, PROBES, seed))
     watched.advance = stage(f"{subject.name}: Lanczos", None)
-    yield Number(subject.name, "largest eigenvalue of the Hessian", Estimate(top_eigenvalue(watched, seed=seed)))
+    yield Number(subject.name, "Hessian, top eigenvalue", Estimate(top_eigenvalue(watched, seed=seed)))
 
 
-def curves(subject: Subject, seed: int, stage: Stage) -> Iterator[dict[str, Any]]:
+def curves(subject: Subject, longest: float | None, seed: int, stage: Stage) -> Iterator[dict[str, Any]]:
     """Loss and accuracy over ρ, for every kind of perturbation.
 
     Args:
         subject: The network.
+        longest: The largest ρ; that of each kind if None.
         seed: Of the first draw of noise.
         stage: Begins a progress bar.
 
@@ -101,7 +103,7 @@ def curves(subject: Subject, seed: int, stage: Stage) -> Iterator[dict[str, Any]
     advance = stage(f"{subject.name}: curves", draws * (POINTS + 1))
     measure = _counted(subject.loss_and_accuracy, advance)
     for kind in KINDS.values():
-        radii = [kind.longest * k / POINTS for k in range(POINTS + 1)]
+        radii = [(longest or kind.longest) * k / POINTS for k in range(POINTS + 1)]
         for draw in range(seed, seed + (DRAWS if kind.random else 1)):
             optimizer = kind.make(subject.parameters, kind.rho, draw)
             found = perturbation_curve(optimizer, subject.loss, radii, measure)

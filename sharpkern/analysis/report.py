@@ -75,9 +75,9 @@ def table(numbers: Sequence[Number], title: str) -> Table:
     names = list(dict.fromkeys(x.checkpoint for x in numbers))
     found = {(x.quantity, x.checkpoint): x.value for x in numbers}
     result = Table(title=title)
-    result.add_column("")
+    result.add_column("", no_wrap=True)
     for name in names:
-        result.add_column(name, justify="right", no_wrap=True)
+        result.add_column(name, justify="right")
     for quantity in dict.fromkeys(x.quantity for x in numbers):
         result.add_row(quantity, *(str(found[quantity, name]) for name in names))
     return result
