@@ -71,8 +71,8 @@ def test_everything_about_two_checkpoints(capsys: pytest.CaptureFixture[str]) ->
     assert Path("out/curves.pdf").read_bytes().startswith(b"%PDF")
     numbers = {(row["checkpoint"], row["quantity"]): row for row in rows("out/sharpness.csv")}
     quantities = {quantity for _, quantity in numbers}
-    assert {"loss", "accuracy (%)", "Hessian trace", "tr(F F̄⁻¹), batches of 16"} < quantities
-    assert len(numbers) == 2 * len(quantities)
+    assert {"loss", "accuracy (%)", "Hessian, trace", "tr(F F̄⁻¹), batches of 16"} < quantities
+    assert len(numbers) == len(rows("out/sharpness.csv")) == 2 * len(quantities)
     curve = rows("out/curves.csv")
     assert len(curve) == 2 * (len(KINDS) - 1 + 2) * 5
     assert {row["perturbation"] for row in curve} == set(KINDS)
@@ -93,7 +93,7 @@ def test_the_table_has_the_numbers_of_the_functions() -> None:
     subject = load_subject("one", Path("one.pt"), OWN[1], OWN[3], "cpu")
     optimizer = sharpkern.ASAM(subject.parameters)
     expected = sharpkern.analysis.sharpness(optimizer, subject.loss).gap
-    assert found["sharpness, adversarial, ASAM, rho = 0.5"] == pytest.approx(expected)
+    assert found["sharpness, ASAM, ρ = 0.5"] == pytest.approx(expected)
     hits = subject.model(subject.inputs).argmax(1) == subject.targets
     assert found["accuracy (%)"] == pytest.approx(100 * hits.double().mean().item())
 
@@ -119,6 +119,7 @@ def test_the_digits_are_the_default() -> None:
         (("one.pt", *OWN[:2], "--data", "own_module:missing"), "data 'own_module:missing': .*missing"),
         (("one.pt", *OWN[:2], "--data", "no_module:data"), "no_module"),
         (("one.pt", *OWN[:4], "--batch-size", "65"), "batch size 65: there are 64 examples"),
+        (("one.pt", *OWN, "--curves", "--longest", "0"), "--longest 0.0: wanted a finite number > 0"),
         (("--grid", "--epochs", "0"), "wanted rho and eta >= 0"),
     ],
 )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curves = dict[str, dict[str, dict[float, list[tuple[float, float]]]]]  # perturbation, checkpoint, ρ: loss, accuracy
+_LINEAR = 30  # times the lowest loss: up to there its axis is linear
 _LEVELS = 12
 _LOWEST = 1e-6  # of the highest loss: below, contours would show rounding
 
@@ -45,11 +46,15 @@ def draw_curves(data: Path) -> list[Path]:
         accuracy, loss = rows[0][k], rows[1][k]
         _lines(accuracy, lines, 1)
         _lines(loss, lines, 0)
-        loss.set_yscale("log")
-        accuracy.set_title(KINDS[name].title, fontsize=10)
-        loss.set_xlabel(rf"$\rho$ ({KINDS[name].unit})")
+        kind = KINDS[name]
+        accuracy.set_title(f"{kind.title} noise" if kind.random else f"adversarial, {kind.title}", fontsize=10)
+        loss.set_xlabel(rf"$\rho$ ({kind.unit})")
     rows[0][0].set_ylabel("accuracy (%)")
     rows[1][0].set_ylabel("loss")
+    figure.align_ylabels()
+    losses = [pair[0] for lines in curves.values() for points in lines.values() for x in points.values() for pair in x]
+    if max(losses) > _LINEAR * min(losses):
+        rows[1][0].set_yscale("log")
     handles, titles = rows[0][0].get_legend_handles_labels()
     figure.legend(
         handles, titles, loc="outside lower center", ncols=min(len(titles), 4), frameon=False, handlelength=3.5
@@ -64,7 +69,7 @@ def _lines(axes: Axes, lines: dict[str, dict[float, list[tuple[float, float]]]],
         estimates = [Estimate.of(pair[which] for pair in points[rho]) for rho in rhos]
         means = [x.mean for x in estimates]
         axes.plot(
-            rhos, means, color=color, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4, markevery=4,
+            rhos, means, color=color, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4, markevery=(k % 4, 4),
             label=name,
         )  # fmt: skip
         if len(points[rhos[0]]) > 1:
@@ -92,14 +97,12 @@ def draw_surface(data: Path) -> list[Path]:
         panels[row["checkpoint"]][float(row["a"]), float(row["b"])] = float(row["loss"])
     losses = [loss for points in panels.values() for loss in points.values() if math.isfinite(loss)]
     levels = numpy.geomspace(max(min(losses), _LOWEST * max(losses)), max(losses), _LEVELS)
-    figure = Figure(figsize=(3.9 * len(panels) + 0.6, 3.7), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(panels) + 1.0, 4.0), layout="constrained")
     row_of_axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (name, points) in zip(row_of_axes, panels.items(), strict=True):
         x, y = sorted({a for a, _ in points}), sorted({b for _, b in points})
         z = [[points[a, b] for a in x] for b in y]
-        shades = axes.contourf(
-            x, y, z, levels, cmap="Greys", norm=LogNorm(levels[0], levels[-1]), alpha=0.6, extend="both"
-        )
+        shades = axes.contourf(x, y, z, levels, cmap="Greys", norm=LogNorm(levels[0], levels[-1]), alpha=0.6)
         lines = axes.contour(x, y, z, levels, colors="#303030", linewidths=0.5)
         axes.clabel(lines, levels[1::2], fmt=lambda value: f"{value:.2g}", fontsize=7)
         axes.plot(0, 0, marker="+", color="black", markersize=9)
@@ -107,7 +110,7 @@ def draw_surface(data: Path) -> list[Path]:
         axes.set_xlabel("$a$")
         axes.set_aspect("equal")
     row_of_axes[0].set_ylabel("$b$")
-    bar = figure.colorbar(shades, ax=list(row_of_axes), format=lambda value, _: f"{value:.2g}", shrink=0.9)
+    bar = figure.colorbar(shades, ax=list(row_of_axes), format=lambda value, _: f"{value:.2g}", shrink=0.8)
     bar.set_ticks(levels[::2].tolist())
     bar.set_label("loss")
     return _save(figure, data)
