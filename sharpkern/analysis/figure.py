@@ -69,8 +69,8 @@ def _lines(axes: Axes, lines: dict[str, dict[float, list[tuple[float, float]]]],
         estimates = [Estimate.of(pair[which] for pair in points[rho]) for rho in rhos]
         means = [x.mean for x in estimates]
         axes.plot(
-            rhos, means, color=color, linestyle=dashes, linewidth=1.5, marker=marker, markersize=4, markevery=(k % 4, 4),
-            label=name,
+            rhos, means, color=color, linestyle=dashes, linewidth=1.5, label=name,
+            marker=marker, markersize=4, markevery=(k % 4, 4),
         )  # fmt: skip
         if len(points[rhos[0]]) > 1:
             low, high = [x.mean - x.error for x in estimates], [x.mean + x.error for x in estimates]
