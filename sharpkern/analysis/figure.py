@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Curves = dict[str, dict[str, dict[float, list[tuple[float, float]]]]]  # perturbation, checkpoint, ρ: loss, accuracy
 _LINEAR = 30  # times the lowest loss: up to there its axis is linear
+_GOOD = 10  # percent below the best
 _LEVELS = 12
 _LOWEST = 1e-6  # of the highest loss: below, contours would show rounding
 
@@ -97,7 +98,7 @@ def draw_surface(data: Path) -> list[Path]:
         panels[row["checkpoint"]][float(row["a"]), float(row["b"])] = float(row["loss"])
     losses = [loss for points in panels.values() for loss in points.values() if math.isfinite(loss)]
     levels = numpy.geomspace(max(min(losses), _LOWEST * max(losses)), max(losses), _LEVELS)
-    figure = Figure(figsize=(3.6 * len(panels) + 1.0, 4.0), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(panels) + 1.0, 3.8), layout="constrained")
     row_of_axes = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=True)[0]
     for axes, (name, points) in zip(row_of_axes, panels.items(), strict=True):
         x, y = sorted({a for a, _ in points}), sorted({b for _, b in points})
@@ -119,6 +120,8 @@ def draw_surface(data: Path) -> list[Path]:
 def draw_grid(data: Path, epochs: int, noise: float) -> list[Path]:
     """Test accuracy over ρ × η, the mean over seeds; each cell says its number ([F] Fig. 5).
 
+    The colours are for the cells within 10 points of the best. Others, where training failed, are dark grey.
+
     Args:
         data: `grid.csv`.
         epochs: Of the cells that are drawn.
@@ -127,6 +130,7 @@ def draw_grid(data: Path, epochs: int, noise: float) -> list[Path]:
     Returns:
         The paths of the figure.
     """
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     found: dict[tuple[float, float], list[float]] = defaultdict(list)
@@ -135,11 +139,19 @@ def draw_grid(data: Path, epochs: int, noise: float) -> list[Path]:
             found[cell.rho, cell.eta].append(accuracy)
     rhos, etas = sorted({rho for rho, _ in found}), sorted({eta for _, eta in found})
     means = {pair: sum(values) / len(values) for pair, values in found.items()}
-    low, high = min(means.values()), max(means.values())
+    high = max(means.values())
+    low = min(mean for mean in means.values() if mean >= high - _GOOD)
     table = [[means.get((rho, eta), float("nan")) for eta in etas] for rho in rhos]
     figure = Figure(figsize=(0.85 * len(etas) + 2.2, 0.62 * len(rhos) + 1.2), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(table, cmap="viridis", origin="lower", aspect="auto", vmin=low, vmax=high)
+    image = axes.imshow(
+        table,
+        cmap=colormaps["viridis"].with_extremes(under="#303030"),
+        origin="lower",
+        aspect="auto",
+        vmin=low,
+        vmax=high,
+    )
     for (rho, eta), mean in means.items():
         dark = mean < (low + high) / 2
         axes.text(
@@ -150,7 +162,8 @@ def draw_grid(data: Path, epochs: int, noise: float) -> list[Path]:
     axes.set_yticks(range(len(rhos)), [f"{rho:g}" for rho in rhos])
     axes.set_xlabel(r"$\eta$")
     axes.set_ylabel(r"$\rho$")
-    figure.colorbar(image, ax=axes, label="test accuracy (%)")
+    failed = min(means.values()) < low
+    figure.colorbar(image, ax=axes, label="test accuracy (%)", extend="min" if failed else "neither")
     return _save(figure, data)
 
 
