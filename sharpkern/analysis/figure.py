@@ -120,7 +120,7 @@ def draw_surface(data: Path) -> list[Path]:
 def draw_grid(data: Path, epochs: int, noise: float) -> list[Path]:
     """Test accuracy over ρ × η, the mean over seeds; each cell says its number ([F] Fig. 5).
 
-    The colours are for the cells within 10 points of the best. Others, where training failed, are dark grey.
+    The colours are for the cells within 10 points of the best. Others, where training failed, are white.
 
     Args:
         data: `grid.csv`.
@@ -144,16 +144,10 @@ def draw_grid(data: Path, epochs: int, noise: float) -> list[Path]:
     table = [[means.get((rho, eta), float("nan")) for eta in etas] for rho in rhos]
     figure = Figure(figsize=(0.85 * len(etas) + 2.2, 0.62 * len(rhos) + 1.2), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(
-        table,
-        cmap=colormaps["viridis"].with_extremes(under="#303030"),
-        origin="lower",
-        aspect="auto",
-        vmin=low,
-        vmax=high,
-    )
+    colours = colormaps["viridis"].with_extremes(under="white")
+    image = axes.imshow(table, cmap=colours, origin="lower", aspect="auto", vmin=low, vmax=high)
     for (rho, eta), mean in means.items():
-        dark = mean < (low + high) / 2
+        dark = low <= mean < (low + high) / 2
         axes.text(
             etas.index(eta), rhos.index(rho), f"{mean:.1f}", ha="center", va="center", fontsize=9,
             color="white" if dark else "black",
