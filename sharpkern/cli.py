@@ -1,4 +1,4 @@
-"""The commands `sharpkern info`, `verify`, `train`, `bench` and `toy`; also `python -m sharpkern`."""
+"""The commands `sharpkern info`, `verify`, `train`, `bench`, `toy` and `sharpness`; also `python -m sharpkern`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 import sharpkern
-from sharpkern import bench, ops, toy, train, verify
+from sharpkern import analysis, bench, ops, toy, train, verify
 
 
 def _version(package: str) -> str:
@@ -95,6 +95,10 @@ def parser() -> argparse.ArgumentParser:
     )
     toy.add_arguments(command)
     command.set_defaults(run=toy.main)
+
+    command = commands.add_parser("sharpness", help="how flat the loss is around trained weights")
+    analysis.add_arguments(command)
+    command.set_defaults(run=analysis.main)
     return top
 
 
