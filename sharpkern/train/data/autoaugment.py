@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,6 +110,7 @@ def autoaugment(images: Tensor, generator: torch.Generator) -> Tensor:
     Returns:
         New images of the same shape.
     """
+    import numpy as np
     from PIL import Image as pil
 
     n = len(images)

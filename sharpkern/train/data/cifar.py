@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -174,11 +173,15 @@ def _member(archive: tarfile.TarFile, name: str, path: Path) -> bytes:
 
 
 def _records(content: bytes, label_bytes: int) -> tuple[Any, Any]:
+    import numpy as np
+
     rows = np.frombuffer(content, np.uint8).reshape(-1, label_bytes + PIXELS)
     return rows[:, label_bytes:], rows[:, label_bytes - 1]
 
 
 def _join(parts: Sequence[Sequence[tuple[Any, Any]]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    import numpy as np
+
     joined = []
     for part in parts:
         pixels = np.concatenate([np.asarray(data, np.uint8) for data, _ in part])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -63,10 +64,14 @@ class Images:
     test_labels: Tensor
 
     def standardise(self, images: Tensor) -> Tensor:
-        """Images in float32, each channel shifted and scaled to mean 0 and standard deviation 1 of the training part."""
-        values = self.train_images.flatten(2).transpose(0, 1).flatten(1).double()
-        mean, std = (x.float().view(-1, 1, 1).to(images.device) for x in (values.mean(1), values.std(1)))
+        """Images in float32; each channel of the training part has mean 0 and standard deviation 1."""
+        mean, std = self._moments
         return (images.float() - mean) / std
+
+    @cached_property
+    def _moments(self) -> tuple[Tensor, Tensor]:
+        values = self.train_images.transpose(0, 1).flatten(1).double()
+        return values.mean(1).float().view(-1, 1, 1), values.std(1).float().view(-1, 1, 1)
 
     def classes_below(self, classes: int) -> Images:
         """The images of the first so many classes."""

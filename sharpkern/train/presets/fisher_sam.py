@@ -43,9 +43,7 @@ def _table_1() -> tuple[Setting, ...]:
         for data, column, printed in (("cifar10", "CIFAR-10", numbers[:4]), ("cifar100", "CIFAR-100", numbers[4:])):
             cell = dict(zip(METHODS, printed, strict=True))
             short = f"with the options of {column}"
-            settings.append(
-                Setting(data, network, row, column, cell, short, label_smoothing=0.1, why_not=why_not)
-            )
+            settings.append(Setting(data, network, row, column, cell, short, label_smoothing=0.1, why_not=why_not))
     return tuple(settings)
 
 
