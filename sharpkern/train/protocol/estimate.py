@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
-
-import torch
-from torch import nn
-from torch.nn.functional import cross_entropy
 
 from sharpkern.train import networks
 from sharpkern.train.protocol import ledger
-from sharpkern.train.protocol.job import Job, jobs
+from sharpkern.train.protocol.job import jobs
+from sharpkern.train.protocol.report import print_markdown
 from sharpkern.train.protocol.request import Request
 from sharpkern.train.protocol.run import RESULTS
+from sharpkern.train.protocol.timing import Timer
 from sharpkern.train.threads import threads
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-FEW = 8  # images that are timed first; the whole batch only where these are quick
-QUICK = 0.05  # seconds
-FORWARD = 1 / 3  # of a forward and a backward pass
 
 
 def dry_run(request: Request, console: Console | None = None) -> None:
@@ -48,59 +41,22 @@ def dry_run(request: Request, console: Console | None = None) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     total = 0.0
     with threads(request.threads):
-        pass_seconds = _times(planned, request.device, console)
+        timer = Timer(request.backend, request.device)
         for kind in dict.fromkeys(tuple(job.columns().items())[:-1] for job in planned):
             same = [job for job in planned if tuple(job.columns().items())[:-1] == kind]
             left = sum(not ledger.find(rows, job) for job in same)
             job = same[0]
-            seconds = left * job_seconds(job, pass_seconds[job.setting.network, job.batch_size])
+            seconds = left * timer.seconds(job) if left else 0.0
             total += seconds
             label = job.setting.short if job.data == "digits" else f"{job.setting.row} {job.setting.column}".strip()
             options = " ".join(f"{name}={value:g}" for name, value in job.options.items())
             cells = (job.preset.table, f"{job.source.title}, {label}", networks.NETWORKS[job.setting.network].title)
             numbers = (job.epochs, f"{job.lr:g}", job.batch_size, job.steps, left, duration(seconds))
             table.add_row(*cells, f"{job.contender.title} {options}".strip(), *map(str, numbers))
-    console.print(table, width=200, crop=False, no_wrap=True, highlight=False)
-    console.print(f"about {duration(total)} on {request.device} with {request.threads} threads, data apart")
-
-
-def job_seconds(job: Job, one_pass: float) -> float:
-    """Seconds of a run, test included, whose forward and backward pass over a batch takes `one_pass` seconds."""
-    tests = FORWARD * job.source.test / job.batch_size
-    return one_pass * (job.steps * job.contender.passes + tests)
-
-
-def _times(planned: list[Job], device: str, console: Console) -> dict[tuple[str, int], float]:
-    kinds = {(job.setting.network, job.batch_size): job for job in planned}
-    times = {}
-    for (network, batch), job in kinds.items():
-        channels, *size = job.source.shape
-        model = networks.make(network, channels, job.source.classes, seed=0).to(device)
-        times[network, batch] = _pass_seconds(model, (channels, *size), job.source.classes, batch, device)
-        title = networks.NETWORKS[network].title
-        console.print(
-            f"{title}: {1e3 * times[network, batch]:.1f} ms for a pass over a batch of {batch}", highlight=False
-        )
-    return times
-
-
-def _pass_seconds(model: nn.Module, shape: tuple[int, ...], classes: int, batch: int, device: str) -> float:
-    few = min(FEW, batch)
-    _timed(model, shape, classes, few, device)  # the first pass allocates
-    seconds = _timed(model, shape, classes, few, device)
-    if seconds > QUICK and torch.device(device).type == "cpu":
-        return seconds * batch / few
-    _timed(model, shape, classes, batch, device)
-    return min(_timed(model, shape, classes, batch, device) for _ in range(3))
-
-
-def _timed(model: nn.Module, shape: tuple[int, ...], classes: int, images: int, device: str) -> float:
-    x, labels = torch.randn(images, *shape, device=device), torch.randint(classes, (images,), device=device)
-    begin = time.perf_counter()
-    loss = cross_entropy(model(x), labels)
-    loss.backward()  # type: ignore[no-untyped-call]
-    loss.item()  # waits for the device
-    return time.perf_counter() - begin
+    print_markdown(table, console)
+    console.print(
+        f"about {duration(total)} on {request.device} with {request.threads} threads, the reading of data and a first training of starts apart"
+    )
 
 
 def duration(seconds: float) -> str:

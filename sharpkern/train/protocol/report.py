@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WIDTH = 160
+WIDTH = 200
 NOTHING = ""
 
 
@@ -35,11 +35,12 @@ def show(planned: Sequence[Job], rows: Sequence[Row], console: Console) -> None:
         console.print(f"paper: test accuracy in %, and {preset.spread}", highlight=False, soft_wrap=True)
         console.print("here: mean ± standard error of the seeds (number of seeds)", highlight=False, soft_wrap=True)
         for title, settings in _parts(preset):
-            _print(_printed(preset, title, settings, measured), console)
+            print_markdown(_printed(preset, title, settings, measured), console)
         if own[0].data == "digits":
             job = own[0]
             what = f"digits, {NETWORKS[preset.digits.network].title}, {job.epochs // job.contender.epoch_factor} epochs"
-            _print(_digits(preset, what, preset.settings_on("digits"), measured), console)
+            console.print(f"{what}, here:", highlight=False, soft_wrap=True)
+            print_markdown(_digits(preset, preset.settings_on("digits"), measured), console)
         for note in preset.notes:
             console.print(f"- {note}", highlight=False, soft_wrap=True)
 
@@ -91,16 +92,16 @@ def _printed(preset: Preset, title: str, settings: Sequence[Setting], measured: 
     return table
 
 
-def _digits(preset: Preset, title: str, settings: Sequence[Setting], measured: Measured) -> Table:
+def _digits(preset: Preset, settings: Sequence[Setting], measured: Measured) -> Table:
     def cell(setting: Setting, contender: Contender) -> str:
         return measured.get((_place(setting), contender.name), NOTHING)
 
     if preset.methods_across:
-        table = _table(title, [contender.title for contender in preset.contenders])
+        table = _table("", [contender.title for contender in preset.contenders])
         for setting in settings:
             table.add_row(setting.short, *(cell(setting, contender) for contender in preset.contenders))
         return table
-    table = _table(title, [setting.short for setting in settings])
+    table = _table("", [setting.short for setting in settings])
     for contender in preset.contenders:
         table.add_row(contender.title, *(cell(setting, contender) for setting in settings))
     return table
@@ -122,6 +123,8 @@ def _add(table: Table, cells: Sequence[str]) -> None:
         table.add_row("  here", *cells)
 
 
-def _print(table: Table, console: Console) -> None:
-    console.print()
-    console.print(table, width=WIDTH, crop=False, no_wrap=True, highlight=False)
+def print_markdown(table: Table, console: Console) -> None:
+    """Prints a table as wide as it is: Markdown is not folded to the terminal."""
+    from rich.console import Console
+
+    Console(file=console.file, width=WIDTH, highlight=False).print(table)

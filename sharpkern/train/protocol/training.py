@@ -90,7 +90,7 @@ def train(
     if start is not None:
         load_weights(model, start)
     model.to(device)
-    optimizer = _optimizer(job, model, backend)
+    optimizer = make_optimizer(job, model, backend)
     scheduler = schedule(job.preset.schedule, optimizer, job.epochs)
     done, train_loss, seconds = 0, float("nan"), 0.0
     if checkpoint.exists():
@@ -126,7 +126,8 @@ def train(
     return Outcome(accuracy(model, data, device), train_loss, seconds, model.state_dict())
 
 
-def _optimizer(job: Job, model: nn.Module, backend: str) -> Any:
+def make_optimizer(job: Job, model: nn.Module, backend: str) -> Any:
+    """The optimizer of a run, of torch or of sharpkern."""
     base: dict[str, float] = {"lr": job.lr, "weight_decay": job.setting.weight_decay}
     if job.contender.base == "SGD":
         base["momentum"] = job.preset.momentum
