@@ -1,4 +1,4 @@
-"""`--dry-run`: what would run, and about how long, from steps of the actual networks timed here and now."""
+"""`--dry-run`: what would run, and about how long."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sharpkern.train import networks
 from sharpkern.train.protocol import ledger
-from sharpkern.train.protocol.job import jobs
+from sharpkern.train.protocol.job import Job, jobs, kinds
 from sharpkern.train.protocol.report import print_markdown
 from sharpkern.train.protocol.request import Request
 from sharpkern.train.protocol.run import RESULTS
@@ -15,6 +15,9 @@ from sharpkern.train.threads import threads
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+WORDS = ("table", "trained on", "network", "method")
+NUMBERS = ("epochs", "lr", "batch", "steps", "seeds left", "time")
 
 
 def dry_run(request: Request, console: Console | None = None) -> None:
@@ -32,31 +35,31 @@ def dry_run(request: Request, console: Console | None = None) -> None:
     from rich.table import Table
 
     console = console or Console()
-    planned = jobs(request)
     rows = ledger.read(request.out / RESULTS)
     table = Table(box=box.MARKDOWN)
-    for column in ("table", "trained on", "network", "method"):
+    for column in WORDS:
         table.add_column(column, no_wrap=True)
-    for column in ("epochs", "lr", "batch", "steps", "seeds left", "time"):
+    for column in NUMBERS:
         table.add_column(column, justify="right", no_wrap=True)
     total = 0.0
     with threads(request.threads):
         timer = Timer(request.backend, request.device)
-        for kind in dict.fromkeys(tuple(job.columns().items())[:-1] for job in planned):
-            same = [job for job in planned if tuple(job.columns().items())[:-1] == kind]
+        for same in kinds(jobs(request)):
             left = sum(not ledger.find(rows, job) for job in same)
-            job = same[0]
-            seconds = left * timer.seconds(job) if left else 0.0
+            seconds = left * timer.seconds(same[0]) if left else 0.0
             total += seconds
-            label = job.setting.short if job.data == "digits" else f"{job.setting.row} {job.setting.column}".strip()
-            options = " ".join(f"{name}={value:g}" for name, value in job.options.items())
-            cells = (job.preset.table, f"{job.source.title}, {label}", networks.NETWORKS[job.setting.network].title)
-            numbers = (job.epochs, f"{job.lr:g}", job.batch_size, job.steps, left, duration(seconds))
-            table.add_row(*cells, f"{job.contender.title} {options}".strip(), *map(str, numbers))
+            table.add_row(*_cells(same[0], left, seconds))
     print_markdown(table, console)
-    console.print(
-        f"about {duration(total)} on {request.device} with {request.threads} threads, the reading of data and a first training of starts apart"
-    )
+    cores = f"{request.threads} thread{'s' * (request.threads > 1)}"
+    text = f"about {duration(total)} on {request.device}, {cores}; reading data and training a start come on top"
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+def _cells(job: Job, left: int, seconds: float) -> tuple[str, ...]:
+    method = f"{job.contender.title} {job.options_text}".strip()
+    network = networks.NETWORKS[job.setting.network].title
+    numbers = (job.epochs, f"{job.lr:g}", job.batch_size, job.steps, left, duration(seconds))
+    return job.preset.table, f"{job.source.title}, {job.label}", network, method, *map(str, numbers)
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -81,10 +81,19 @@ class Job:
         return self.contender.options_on(self.setting.data, weights)
 
     @property
+    def options_text(self) -> str:
+        """The same as text."""
+        return " ".join(f"{name}={value:g}" for name, value in self.options.items())
+
+    @property
+    def label(self) -> str:
+        """Where the table has the setting; on the digits, what tells it from the others."""
+        return self.setting.short if self.data == "digits" else f"{self.setting.row} {self.setting.column}".strip()
+
+    @property
     def title(self) -> str:
         """What a progress bar shows."""
-        label = self.setting.short if self.data == "digits" else f"{self.setting.row} {self.setting.column}".strip()
-        return f"{self.preset.table}, {label}, {self.contender.title}, seed {self.seed + 1}"
+        return f"{self.preset.table}, {self.label}, {self.contender.title}, seed {self.seed + 1}"
 
     def columns(self) -> dict[str, str]:
         """All that decides what comes out: its columns in the CSV file, by which a finished run is known."""
@@ -95,7 +104,7 @@ class Job:
             self.setting.network,
             self.contender.name,
             self.contender.base,
-            " ".join(f"{name}={value:g}" for name, value in self.options.items()),
+            self.options_text,
             self.setting.noise,
             self.setting.augmentation,
             self.setting.label_smoothing,
@@ -135,6 +144,14 @@ def jobs(request: Request) -> list[Job]:
         ValueError: A preset has nothing on the data, or wants a checkpoint file.
     """
     return [job for name in request.presets for job in _jobs(PRESETS[name], request)]
+
+
+def kinds(planned: Iterable[Job]) -> list[list[Job]]:
+    """The runs in lists of those that differ by their seeds alone."""
+    lists: dict[object, list[Job]] = {}
+    for job in planned:
+        lists.setdefault(tuple(value for name, value in job.columns().items() if name != "seed"), []).append(job)
+    return list(lists.values())
 
 
 def _jobs(preset: Preset, request: Request) -> list[Job]:

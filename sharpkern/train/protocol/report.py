@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 200
-NOTHING = ""
+
+Cell = tuple[Setting, Contender]
+Place = tuple[str, ...]
+Measured = dict[tuple[Place, str], str]  # place in the table, method -> what was measured
 
 
 def show(planned: Sequence[Job], rows: Sequence[Row], console: Console) -> None:
@@ -38,15 +41,12 @@ def show(planned: Sequence[Job], rows: Sequence[Row], console: Console) -> None:
             print_markdown(_printed(preset, title, settings, measured), console)
         if own[0].data == "digits":
             job = own[0]
-            what = f"digits, {NETWORKS[preset.digits.network].title}, {job.epochs // job.contender.epoch_factor} epochs"
+            epochs = job.epochs // job.contender.epoch_factor
+            what = f"digits, {NETWORKS[preset.digits.network].title}, {epochs} epoch{'s' * (epochs > 1)}"
             console.print(f"{what}, here:", highlight=False, soft_wrap=True)
             print_markdown(_digits(preset, preset.settings_on("digits"), measured), console)
         for note in preset.notes:
             console.print(f"- {note}", highlight=False, soft_wrap=True)
-
-
-Place = tuple[str, ...]
-Measured = dict[tuple[Place, str], str]  # place in the table, method -> cell
 
 
 def _place(setting: Setting) -> Place:
@@ -71,56 +71,53 @@ def _parts(preset: Preset) -> list[tuple[str, list[Setting]]]:
     return [(column, [s for s in preset.settings if s.column == column]) for column in columns]
 
 
-def _printed(preset: Preset, title: str, settings: Sequence[Setting], measured: Measured) -> Table:
-    def paper(setting: Setting, contender: Contender) -> str:
-        mean, spread = setting.printed.get(contender.name, (None, None))
-        return NOTHING if mean is None else f"{mean} ± {spread}"
-
-    def here(setting: Setting, contender: Contender) -> str:
-        return measured.get((_place(setting), contender.name), NOTHING)
-
+def _rows(preset: Preset, settings: Sequence[Setting], name: str) -> list[tuple[str, list[Cell]]]:
+    """Label and cells of each row, methods across or down as in the paper; `name` is the setting's own label."""
     if preset.methods_across:
-        table = _table(title, [contender.title for contender in preset.contenders])
-        for setting in settings:
-            table.add_row(setting.row, *(paper(setting, contender) for contender in preset.contenders))
-            _add(table, [here(setting, contender) for contender in preset.contenders])
-        return table
-    table = _table(title, [setting.column for setting in settings])
-    for contender in preset.contenders:
-        table.add_row(contender.title, *(paper(setting, contender) for setting in settings))
-        _add(table, [here(setting, contender) for setting in settings])
+        return [(getattr(s, name), [(s, contender) for contender in preset.contenders]) for s in settings]
+    return [(contender.title, [(setting, contender) for setting in settings]) for contender in preset.contenders]
+
+
+def _printed(preset: Preset, title: str, settings: Sequence[Setting], measured: Measured) -> Table:
+    across = [contender.title for contender in preset.contenders]
+    table = _table(title, across if preset.methods_across else [setting.column for setting in settings])
+    for label, cells in _rows(preset, settings, "row"):
+        table.add_row(label, *(_paper(setting, contender) for setting, contender in cells))
+        here = [_here(cell, measured) for cell in cells]
+        if any(here):
+            table.add_row("  here", *here)
     return table
 
 
 def _digits(preset: Preset, settings: Sequence[Setting], measured: Measured) -> Table:
-    def cell(setting: Setting, contender: Contender) -> str:
-        return measured.get((_place(setting), contender.name), NOTHING)
-
-    if preset.methods_across:
-        table = _table("", [contender.title for contender in preset.contenders])
-        for setting in settings:
-            table.add_row(setting.short, *(cell(setting, contender) for contender in preset.contenders))
-        return table
-    table = _table("", [setting.short for setting in settings])
-    for contender in preset.contenders:
-        table.add_row(contender.title, *(cell(setting, contender) for setting in settings))
+    across = [contender.title for contender in preset.contenders]
+    table = _table("", across if preset.methods_across else [setting.short for setting in settings])
+    for label, cells in _rows(preset, settings, "short"):
+        table.add_row(label, *(_here(cell, measured) for cell in cells))
     return table
+
+
+def _paper(setting: Setting, contender: Contender) -> str:
+    if contender.name not in setting.printed:
+        return ""
+    mean, spread = setting.printed[contender.name]
+    return f"{mean} ± {spread}"
+
+
+def _here(cell: Cell, measured: Measured) -> str:
+    setting, contender = cell
+    return measured.get((_place(setting), contender.name), "")
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.MARKDOWN, show_edge=True)
+    table = Table(box=box.MARKDOWN)
     table.add_column(title, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
-
-
-def _add(table: Table, cells: Sequence[str]) -> None:
-    if any(cells):
-        table.add_row("  here", *cells)
 
 
 def print_markdown(table: Table, console: Console) -> None:
