@@ -208,7 +208,10 @@ def test_autoaugment_draws_what_the_policy_says(monkeypatch: pytest.MonkeyPatch)
     assert len(autoaugment.POLICY) == 25
     assert {name for pair in autoaugment.POLICY for name, _, _ in pair} == set(autoaugment._OPERATIONS)
     images = colours(4)
-    always = lambda name, strength: ((name, 1.0, strength), ("Invert", 0.0, 0))  # noqa: E731
+
+    def always(name: str, strength: int) -> tuple[autoaugment.Operation, autoaugment.Operation]:
+        return (name, 1.0, strength), ("Invert", 0.0, 0)
+
     monkeypatch.setattr(autoaugment, "POLICY", (always("Invert", 0),))
     assert torch.equal(autoaugment.autoaugment(images, seeded()), 255 - images)
     monkeypatch.setattr(autoaugment, "POLICY", (always("TranslateX", 9),))

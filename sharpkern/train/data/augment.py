@@ -82,7 +82,7 @@ def cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
     """A square of zeros at a random centre of every image, cut at its border (DeVries and Taylor 2017)."""
     n, _, height, width = images.shape
     near = [
-        (torch.arange(size) - torch.randint(size, (n, 1), generator=generator) + side // 2 - 0.5).abs() < side / 2
+        (torch.arange(size) - torch.randint(size, (n, 1), generator=generator) + 0.5).abs() < side / 2
         for size in (height, width)
     ]
     hidden = near[0][:, None, :, None] & near[1][:, None, None, :]

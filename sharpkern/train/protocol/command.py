@@ -16,7 +16,7 @@ from sharpkern.train.protocol import ledger, report
 from sharpkern.train.protocol.estimate import dry_run
 from sharpkern.train.protocol.job import jobs
 from sharpkern.train.protocol.request import Request
-from sharpkern.train.protocol.run import RESULTS, run
+from sharpkern.train.protocol.runner import RESULTS, run
 
 ALL = "all"
 FIXED = ("conditions", "noise", "batch_size", "lr")  # by the preset

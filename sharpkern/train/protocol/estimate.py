@@ -9,7 +9,7 @@ from sharpkern.train.protocol import ledger
 from sharpkern.train.protocol.job import Job, jobs, kinds
 from sharpkern.train.protocol.report import print_markdown
 from sharpkern.train.protocol.request import Request
-from sharpkern.train.protocol.run import RESULTS
+from sharpkern.train.protocol.runner import RESULTS
 from sharpkern.train.protocol.timing import Timer
 from sharpkern.train.threads import threads
 

@@ -37,14 +37,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise ValueError(f"{path}: torch.load cannot read it as weights: {str(error).splitlines()[0]}") from error
     weights = _weights(saved, path)
     own = model.state_dict()
-    other_head = {k for k, w in weights.items() if k.startswith(HEAD) and k in own and w.shape != own[k].shape}
-    kept = {k: w for k, w in weights.items() if k not in other_head}
-    wrong = sorted(kept.keys() ^ (own.keys() - other_head))
-    wrong += [f"{k} {tuple(w.shape)}" for k, w in kept.items() if k in own and w.shape != own[k].shape]
-    missing_head = all(name.startswith(HEAD) and name not in kept for name in wrong)
-    if wrong and not missing_head:
+    fitting = {name: w for name, w in weights.items() if name in own and w.shape == own[name].shape}
+    wrong = sorted(name for name in weights.keys() | own.keys() if name not in fitting and not name.startswith(HEAD))
+    if wrong:
         raise ValueError(f"{path}: weights of another network: {len(wrong)} names or shapes differ, as {wrong[0]}")
-    model.load_state_dict({**own, **kept})
+    model.load_state_dict({**own, **fitting})
 
 
 def _weights(saved: Any, path: Path) -> Mapping[str, Tensor]:
