@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from sharpkern.train.data import augment, autoaugment, cifar, flip_labels
 from sharpkern.train.data.images import SOURCES, Images, load
 from sharpkern.train.networks import NETWORKS, make
+from sharpkern.train.protocol import Request, run
+from sharpkern.train.protocol.ledger import read
 
 
 @pytest.fixture(autouse=True)
@@ -35,13 +38,13 @@ RECORDS = 3  # in every fake file
 Fake = dict[str, tuple[np.ndarray, list[int]]]
 
 
-def fake(files: cifar.Published) -> Fake:
+def fake(files: cifar.Published, records: int = RECORDS) -> Fake:
     random = np.random.default_rng(0)
     names = (*files.train, *files.test)
     return {
         name: (
-            random.integers(0, 256, (RECORDS, cifar.PIXELS), dtype=np.uint8),
-            random.integers(0, 10, RECORDS).tolist(),
+            random.integers(0, 256, (records, cifar.PIXELS), dtype=np.uint8),
+            random.integers(0, 10, records).tolist(),
         )
         for name in names
     }
@@ -119,6 +122,21 @@ def test_files_that_are_not_the_published_ones_are_refused(
     monkeypatch.setattr(pickle, "loads", lambda *args, **kwargs: pytest.fail("unpickled before the check"))
     with pytest.raises(cifar.DataError, match=f"its MD5 sum is {found}, that of the published file {wanted}"):
         load(name, tmp_path)
+
+
+def test_a_preset_runs_on_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = cifar.PUBLISHED["cifar10"]
+    sums = unpacked(tmp_path, files, fake(files, 30))
+    known = replace(files, train={name: sums[name] for name in files.train}, test={n: sums[n] for n in files.test})
+    monkeypatch.setitem(cifar.PUBLISHED, "cifar10", known)  # type: ignore[arg-type]
+    names = {"presets": ("fisher-sam-table-1",), "networks": ("resnet20",), "methods": ("fishersam",)}
+    screen = io.StringIO()
+    request = Request(**names, data="cifar10", data_dir=tmp_path, epochs=1, seeds=1, out=tmp_path / "out")
+    run(request, Console(file=screen, width=80))
+    assert "  here" in screen.getvalue()
+    (row,) = read(tmp_path / "out" / "results.csv")
+    assert (row["data"], row["network"], row["options"]) == ("cifar10", "resnet20", "rho=0.1 eta=1")
+    assert 0 < float(row["train_loss"]) < 10
 
 
 def test_missing_files_are_told(tmp_path: Path) -> None:
