@@ -19,8 +19,8 @@ from sharpkern.train.presets import PRESETS
 from sharpkern.train.protocol import Job, Request, jobs, ledger, runner, start
 from sharpkern.train.protocol.estimate import duration
 from sharpkern.train.protocol.job import COLUMNS, kinds
-from sharpkern.train.protocol.training import Outcome, schedule
-from sharpkern.train.protocol.training import train as train_job
+from sharpkern.train.protocol.training import Outcome, Training, schedule
+from sharpkern.train.protocol.training import train as train_to_the_end
 
 
 @pytest.fixture(autouse=True)
@@ -168,7 +168,7 @@ class Stop(Exception):
     """What interrupts a run."""
 
 
-def ignore(passes: int) -> None:
+def ignore(epochs: int) -> None:
     pass
 
 
@@ -177,28 +177,29 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(
     preset: str, method: str, digits: Images, tmp_path: Path
 ) -> None:
     job = one(preset, method, epochs=3 if method not in {"sgd", "randomsam"} else 2)
-    whole = train_job(job, digits, None, tmp_path / "whole.pt", "auto", "cpu", ignore)
+
+    def begin() -> Training:
+        return Training(job, digits, None, "auto", "cpu")
+
+    whole = train_to_the_end(begin(), tmp_path / "whole.pt", ignore)
     calls = 0
 
-    def stop(passes: int) -> None:
+    def stop(epochs: int) -> None:
         nonlocal calls
         calls += 1
         if calls == 3:  # of the checkpoint's epochs, none, and of two epochs
             raise Stop
 
     with pytest.raises(Stop):
-        train_job(job, digits, None, tmp_path / "part.pt", "auto", "cpu", stop)
+        train_to_the_end(begin(), tmp_path / "part.pt", stop)
     done: list[int] = []
-    rest = train_job(job, digits, None, tmp_path / "part.pt", "auto", "cpu", done.append)
-    assert len(done) == 1 + job.epochs - 2
-    assert sum(done) == job.steps * job.contender.passes
+    rest = train_to_the_end(begin(), tmp_path / "part.pt", done.append)
+    assert done == [2, *[1] * (job.epochs - 2)]
     assert (rest.test_accuracy, rest.train_loss) == (whole.test_accuracy, whole.train_loss)
     assert all(torch.equal(rest.weights[name], weight) for name, weight in whole.weights.items())
 
 
-def test_runs_of_one_seed_start_alike_and_see_the_same_images(
-    digits: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_of_one_seed_start_alike_and_see_the_same_images(digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     from sharpkern.train.protocol import training
 
     seen: list[torch.Tensor] = []
@@ -212,15 +213,8 @@ def test_runs_of_one_seed_start_alike_and_see_the_same_images(
     monkeypatch.setattr(training, "batches", recorded)
     streams = []
     for method in ("sam", "asam", "fishersam"):
-        train_job(
-            one("fisher-sam-table-4", method, epochs=1),
-            digits,
-            None,
-            tmp_path / method,
-            "auto",
-            "cpu",
-            ignore,
-        )
+        job = one("fisher-sam-table-4", method, epochs=1)
+        Training(job, digits, None, "auto", "cpu").epoch()
         streams.append(list(seen))
         seen.clear()
     assert len(streams[0]) == 18
@@ -231,7 +225,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Runs take no time and leave their titles."""
     titles: list[str] = []
 
-    def fake(job: Job, data: Images, begin: Path | None, checkpoint: Path, *_: object) -> Outcome:
+    def fake(training: Training, checkpoint: Path, _: object) -> Outcome:
+        job = training.job
         titles.append(job.title)
         checkpoint.parent.mkdir(exist_ok=True)
         checkpoint.touch()

@@ -16,7 +16,7 @@ from sharpkern.train.protocol import ledger, report
 from sharpkern.train.protocol.job import Job, jobs
 from sharpkern.train.protocol.request import Request
 from sharpkern.train.protocol.start import make_start, save
-from sharpkern.train.protocol.training import train
+from sharpkern.train.protocol.training import Training, train
 from sharpkern.train.threads import threads
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def run(request: Request, console: Console | None = None) -> None:
 
 def _finish(job: Job, data: Images, request: Request, results: Path, advance: partial[None]) -> None:
     checkpoint = request.out / "checkpoints" / f"{job.key()}.pt"
-    outcome = train(job, data, _start(job, data, request), checkpoint, request.backend, request.device, advance)
+    training = Training(job, data, _start(job, data, request), request.backend, request.device)
+    passes = job.steps // job.epochs * job.contender.passes
+    outcome = train(training, checkpoint, lambda epochs: advance(epochs * passes))
     if request.keep_weights:
         name = "-".join((job.preset.name, job.data, job.setting.network, job.contender.name, job.key()))
         save(outcome.weights, request.out / "weights" / f"{name}.pt")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from sharpkern.train.protocol.start import load_weights, save
 STEPS_AT = (0.3, 0.6, 0.8)
 STEP_FACTOR = 0.2
 TEST_BATCH = 500
+PARTS = ("model", "optimizer", "scheduler")
+NUMBERS = ("epochs", "train_loss", "seconds")
 
 
 @dataclass(frozen=True)
@@ -58,72 +61,85 @@ def schedule(name: str, optimizer: torch.optim.Optimizer, epochs: int) -> LRSche
     return MultiStepLR(optimizer, [max(1, round(share * epochs)) for share in STEPS_AT], STEP_FACTOR)
 
 
-def train(
-    job: Job,
-    data: Images,
-    start: Path | None,
-    checkpoint: Path,
-    backend: str,
-    device: str,
-    advance: Callable[[int], None],
-) -> Outcome:
-    """Trains one network, or goes on where its checkpoint stands: bit for bit as if it had never stopped.
+class Training:
+    """One run at the end of an epoch; what it needs to go on is its `state_dict`.
 
     Args:
         job: The run.
         data: Its images.
         start: Weights to start from; None for random ones.
-        checkpoint: Where the state after every epoch goes.
         backend: Of sharpkern's optimizers.
         device: Where to train.
-        advance: Called after each epoch, one from the checkpoint too, with its backward passes.
-
-    Returns:
-        What came out.
 
     Raises:
         ValueError: `start` does not fit the network.
     """
-    generator = torch.Generator().manual_seed(job.seed)
-    labels = flip_labels(data.train_labels, job.setting.noise, generator, data.source.classes)
-    model = networks.make(job.setting.network, data.source.shape[0], data.source.classes, job.seed)
-    if start is not None:
-        load_weights(model, start)
-    model.to(device)
-    optimizer = make_optimizer(job, model, backend)
-    scheduler = schedule(job.preset.schedule, optimizer, job.epochs)
-    done, train_loss, seconds = 0, float("nan"), 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        for part, name in ((model, "model"), (optimizer, "optimizer"), (scheduler, "schedule")):
-            part.load_state_dict(saved[name])
-        generator.set_state(saved["generator"].cpu())
-        done, train_loss, seconds = saved["epochs"], saved["train_loss"], saved["seconds"]
-    passes = job.contender.passes * (len(labels) // job.batch_size)
-    advance(done * passes)
-    for epoch in range(done, job.epochs):
+
+    def __init__(self, job: Job, data: Images, start: Path | None, backend: str, device: str) -> None:
+        self.job, self.data, self.device = job, data, device
+        self.generator = torch.Generator().manual_seed(job.seed)
+        self.labels = flip_labels(data.train_labels, job.setting.noise, self.generator, data.source.classes)
+        self.model = networks.make(job.setting.network, data.source.shape[0], data.source.classes, job.seed)
+        if start is not None:
+            load_weights(self.model, start)
+        self.model.to(device)
+        self.optimizer = make_optimizer(job, self.model, backend)
+        self.scheduler = schedule(job.preset.schedule, self.optimizer, job.epochs)
+        self.epochs, self.train_loss, self.seconds = 0, math.nan, 0.0
+
+    def epoch(self) -> None:
+        """All batches once."""
         begin = time.perf_counter()
-        losses = [
-            job.contender.style(
-                optimizer, Batch(model, images.to(device), classes.to(device), job.setting.label_smoothing)
-            )[0]
-            for images, classes in batches(data, labels, job.batch_size, job.setting.augmentation, generator)
-        ]
-        train_loss = torch.stack(losses).mean().item()
-        scheduler.step()
-        seconds += time.perf_counter() - begin
-        state = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "schedule": scheduler.state_dict(),
-            "generator": generator.get_state(),
-            "epochs": epoch + 1,
-            "train_loss": train_loss,
-            "seconds": seconds,
-        }
-        save(state, checkpoint)
-        advance(passes)
-    return Outcome(accuracy(model, data, device), train_loss, seconds, model.state_dict())
+        setting, losses = self.job.setting, []
+        for images, labels in batches(
+            self.data, self.labels, self.job.batch_size, setting.augmentation, self.generator
+        ):
+            batch = Batch(self.model, images.to(self.device), labels.to(self.device), setting.label_smoothing)
+            losses.append(self.job.contender.style(self.optimizer, batch)[0])
+        self.train_loss = torch.stack(losses).mean().item()
+        self.scheduler.step()
+        self.seconds += time.perf_counter() - begin
+        self.epochs += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs to equal one that was not interrupted."""
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        return {**parts, **numbers, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to where the state was taken."""
+        for name in PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        for name in NUMBERS:
+            setattr(self, name, state[name])
+        self.generator.set_state(state["generator"].cpu())
+
+    def outcome(self) -> Outcome:
+        """What it came to so far."""
+        test_accuracy = accuracy(self.model, self.data, self.device)
+        return Outcome(test_accuracy, self.train_loss, self.seconds, self.model.state_dict())
+
+
+def train(training: Training, checkpoint: Path, advance: Callable[[int], None]) -> Outcome:
+    """Trains to the end, or goes on where a checkpoint stands: bit for bit as if the run had never stopped.
+
+    Args:
+        training: At its beginning.
+        checkpoint: Where the state goes after every epoch.
+        advance: Called with the epochs of the checkpoint, then after each epoch with 1.
+
+    Returns:
+        What came out.
+    """
+    if checkpoint.exists():
+        training.load_state_dict(torch.load(checkpoint, map_location=training.device, weights_only=True))
+    advance(training.epochs)
+    while training.epochs < training.job.epochs:
+        training.epoch()
+        save(training.state_dict(), checkpoint)
+        advance(1)
+    return training.outcome()
 
 
 def make_optimizer(job: Job, model: nn.Module, backend: str) -> Any:
