@@ -107,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, few steps")
     quick = parser.parse_args().quick
-    seeds, steps, pre_steps = (1, 20, 60) if quick else (5, 100, 1500)
+    seeds, steps, pre_steps = (1, 20, 40) if quick else (5, 100, 1500)
     torch.manual_seed(0)
     tables = torch.distributions.Dirichlet(torch.full((TOKENS,), 0.3)).sample((LANGUAGES, TOKENS))
     with tempfile.TemporaryDirectory() as folder:
