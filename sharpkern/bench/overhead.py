@@ -130,7 +130,7 @@ def measure(
     return rows + [row("step", a, b, "ratio", ratio(seconds[a], seconds[b])) for a, b in pairs]
 
 
-HEADER = ("training step", "ms (p20 - p80)", "optimizer, ms (p20 - p80)", "share", "of SGD")
+HEADER = ("training step", "ms (p20 - p80)", "optimizer, ms", "share", "of SGD")
 
 
 def lines(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -158,5 +158,10 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _milliseconds(row: Mapping[str, Any]) -> str:
-    p20, p50, p80 = (row[name] / 1e3 for name in ("p20", "p50", "p80"))
-    return f"{p50:.3g} ({p20:.3g} - {p80:.3g})"
+    p20, p50, p80 = (_short(row[name] / 1e3) for name in ("p20", "p50", "p80"))
+    return f"{p50} ({p20} - {p80})"
+
+
+def _short(value: float) -> str:
+    """Three digits or more."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

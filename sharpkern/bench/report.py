@@ -41,7 +41,10 @@ def _overhead(rows: Sequence[Row]) -> Table:
     """Whole training steps, and the share of the optimizer's work."""
     from rich.table import Table
 
-    result = Table(title=_title({**rows[0], "group": ""}), title_justify="left", caption=overhead.compared(rows))
+    caption = overhead.compared(rows)
+    result = Table(
+        title=_title({**rows[0], "group": ""}), title_justify="left", caption=caption, caption_justify="left"
+    )
     for name in overhead.HEADER:
         result.add_column(name, justify="left" if name == overhead.HEADER[0] else "right", no_wrap=True)
     for line in overhead.lines(rows):
