@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -24,7 +25,7 @@ import sharpkern
 
 TRAIN_IMAGES = 300
 BATCH = 50
-BASE = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+BASE: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

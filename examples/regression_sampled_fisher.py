@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from sklearn.datasets import load_diabetes
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 import sharpkern
 
 BATCH = 32
-BASE = {"lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}
+BASE: dict[str, Any] = {"lr": 0.02, "momentum": 0.9, "weight_decay": 5e-4}
 Diagonal = tuple[Tensor, ...]
 Compared = dict[str, tuple[float, float]]
 

@@ -15,6 +15,7 @@ import argparse
 import math
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -28,7 +29,7 @@ import sharpkern
 
 TRAIN_IMAGES, BATCH = 400, 50
 SAMPLES, BINS = 64, 15
-BASE = {"lr": 0.05, "momentum": 0.9}
+BASE: dict[str, Any] = {"lr": 0.05, "momentum": 0.9}
 # 1/N would be Bayes' posterior; a colder one fitted better on training images set aside, which also chose the rest
 KL_WEIGHT, PRIOR_STD, LR_COVARIANCE = 0.1 / TRAIN_IMAGES, 0.5, 40.0
 START_STD = 0.03  # of every weight, before it is learned
@@ -74,7 +75,13 @@ def by_mfvi(model: nn.Module, seed: int, *data: Tensor, epochs: int) -> Predict:
     """Trains a network with MFVI and gives predictions averaged over the posterior."""
     count = sum(p.numel() for p in model.parameters())
     rho = START_STD * math.sqrt(count)  # a weight's standard deviation is rho/sqrt(count) · sqrt(s), and s starts at 1
-    options = {"rho": rho, "kl_weight": KL_WEIGHT, "prior_std": PRIOR_STD, "lr_covariance": LR_COVARIANCE, "seed": seed}
+    options: dict[str, Any] = {
+        "rho": rho,
+        "kl_weight": KL_WEIGHT,
+        "prior_std": PRIOR_STD,
+        "lr_covariance": LR_COVARIANCE,
+        "seed": seed,
+    }
     optimizer = sharpkern.MFVI(model.parameters(), torch.optim.SGD, **options, **BASE)
     fit(model, optimizer, *data, epochs)
     means = {name: p.detach() for name, p in model.named_parameters()}
