@@ -146,3 +146,8 @@ def columns(values: Sequence[float]) -> dict[str, float]:
 def ratio(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
     """The spread of a ratio that is taken turn by turn, as columns of a row."""
     return columns([a / b for a, b in zip(above, below, strict=True)])
+
+
+def short(value: float) -> str:
+    """Three digits or more."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

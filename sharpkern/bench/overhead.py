@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import sharpkern
 from sharpkern.bench import peers, rivals
-from sharpkern.bench.measure import HostClock, columns, in_turns, ratio
+from sharpkern.bench.measure import HostClock, columns, in_turns, ratio, short
 from sharpkern.bench.resnet import CLASSES, resnet20
 from sharpkern.bench.rivals import BASES, RHO
 
@@ -158,10 +158,5 @@ def compared(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _milliseconds(row: Mapping[str, Any]) -> str:
-    p20, p50, p80 = (_short(row[name] / 1e3) for name in ("p20", "p50", "p80"))
+    p20, p50, p80 = (short(row[name] / 1e3) for name in ("p20", "p50", "p80"))
     return f"{p50} ({p20} - {p80})"
-
-
-def _short(value: float) -> str:
-    """Three digits or more."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sharpkern.bench import overhead
 from sharpkern.bench.candidates import OURS
+from sharpkern.bench.measure import short
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,15 +68,10 @@ def _title(row: Row) -> str:
 
 
 def _cells(row: Row) -> tuple[str, str, str, str]:
-    spread = f"{_short(row['p20'])} - {_short(row['p80'])}" if "p20" in row else ""
+    spread = f"{short(row['p20'])} - {short(row['p80'])}" if "p20" in row else ""
     rate = f"{row['gb_s']:.1f}" if "gb_s" in row else ""
     share = f"{row['share_of_copy']:.0%}" if "share_of_copy" in row else ""
-    return _short(row["p50"]), spread, rate, share
-
-
-def _short(value: float) -> str:
-    """Three digits or more."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    return short(row["p50"]), spread, rate, share
 
 
 def _ratio(value: float | None) -> str:
