@@ -59,7 +59,9 @@ def _cells(job: Job, left: int, seconds: float) -> tuple[str, ...]:
     method = f"{job.contender.title} {job.options_text}".strip()
     network = networks.NETWORKS[job.setting.network].title
     numbers = (job.epochs, f"{job.lr:g}", job.batch_size, job.steps, left, duration(seconds))
-    return job.preset.table, f"{job.source.title}, {job.label}", network, method, *map(str, numbers)
+    setting = (job.setting.short,) if job.data == "digits" else (job.setting.row, job.setting.column)
+    where = [job.source.title, *(word for word in setting if word not in {"", job.source.title, network})]
+    return job.preset.table, ", ".join(where), network, method, *map(str, numbers)
 
 
 def duration(seconds: float) -> str:
