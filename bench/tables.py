@@ -1,7 +1,7 @@
-"""The tables of docs/benchmarks.md, made from the CSV files alone and written between their markers.
+"""The tables of docs/benchmarks.md and of the README, made from the CSV files alone and written between their markers.
 
 python bench/tables.py            writes them
-python bench/tables.py --check    exit status 1 if the page says anything else
+python bench/tables.py --check    exit status 1 if the pages say anything else
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sharpkern.bench import figure, results
 from sharpkern.bench.results import chosen
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "benchmarks.md"
+PAGE, README = ROOT / "docs" / "benchmarks.md", ROOT / "README.md"
 DATA = ROOT / "bench" / "data"
 
 
@@ -43,6 +43,7 @@ def about(rows: Rows) -> str:
     if not rows:
         return "No run has been recorded yet: `bench/data/cpu.csv` does not exist."
     row = rows[-1]
+    commits = " and ".join(dict.fromkeys(row["commit"] or "unknown" for row in rows))
     threads = ", ".join(str(n) for n in sorted({row["threads"] for row in rows}))
     told = {
         "processor": row["cpu"],
@@ -56,7 +57,7 @@ def about(rows: Rows) -> str:
         "Python": row["python"],
         "torch": row["torch"],
         "peers": row["peers"] or "none",
-        "sharpkern": f"{row['sharpkern']}, commit {row['commit'] or 'unknown'}",
+        "sharpkern": f"{row['sharpkern']}, commit {commits}",
     }
     return _table(("", ""), told.items())
 
@@ -85,6 +86,35 @@ def steps(rows: Rows) -> str:
 
 def _rate(row: dict[str, Any]) -> tuple[str, str]:
     return f"{row['gb_s']:.1f}" if row["gb_s"] else "", f"{row['share_of_copy']:.0%}" if row["share_of_copy"] else ""
+
+
+SPEED = (  # what, ours, of what, in which group
+    ("SAM, of pytorch_optimizer's with `SGD(foreach=True)`", "SAM sgd", "pytorch_optimizer foreach SAM sgd", "sgd"),
+    ("SAM, of pytorch_optimizer's with `SGD(fused=True)`", "SAM sgd", "pytorch_optimizer fused SAM sgd", "sgd"),
+    ("SAM, of the tightest `_foreach` SAM over `SGD(fused=True)`", "SAM sgd", "foreach SAM sgd", "sgd"),
+    ("SAM, of `SGD(fused=True)` without SAM", "SAM sgd", "torch fused sgd", "sgd our own"),
+    ("SAM with AdamW, of the tightest `_foreach` SAM", "SAM adamw", "foreach SAM adamw", "adamw"),
+    ("Fisher SAM, of SAM", "FisherSAM sgd", "sharpkern SAM sgd", "sgd"),
+    ("ASAM, of SAM", "ASAM sgd", "sharpkern SAM sgd", "sgd adaptive"),
+    ("the update alone, of `SGD(fused=True)`", "sgd update alone", "torch fused sgd", "sgd our own"),
+    ("the update alone, of `AdamW(fused=True)`", "adamw update alone", "torch fused adamw", "adamw our own"),
+)
+
+
+def speed(rows: Rows) -> str:
+    """Ratios of whole steps, network by network."""
+    found = _most_threads(chosen(rows, table="steps", unit="ratio"))
+    names = list(dict.fromkeys(r["shapes"] for r in found if not figure.EQUAL.fullmatch(r["shapes"])))
+
+    def cell(shapes: str, ours: str, against: str, group: str) -> str:
+        ratios = chosen(found, shapes=shapes, candidate=f"sharpkern {ours}", against=against, group=group)
+        return f"{ratios[0]['p50']:.2f}" if ratios else ""
+
+    lines = [(what, *(cell(name, *which) for name in names)) for what, *which in SPEED]
+    shares = _most_threads(chosen(rows, table="steps", unit="us", group="sgd", candidate="sharpkern SAM sgd"))
+    of_copy = {r["shapes"]: f"{r['share_of_copy']:.2f}" for r in shares if r["shapes"] in LARGE}
+    lines.append(("rate of SAM's 40 bytes a parameter, of a copy's", *(of_copy.get(name, "") for name in names)))
+    return _table(("time, as a ratio", *names), lines) if names else NOTHING
 
 
 def operations(rows: Rows) -> str:
@@ -141,11 +171,12 @@ def instructions(rows: Rows) -> str:
     return _table(header, lines) if lines else NOTHING
 
 
-def pages(data: Path) -> dict[str, str]:
-    """Every table by the name of its marker."""
+def pages(data: Path) -> dict[Path, dict[str, str]]:
+    """Of every page, every table by the name of its marker."""
     rows, counts = (results.current(results.read(data / name)) for name in ("cpu.csv", "instructions.csv"))
     made = (bars, about, steps, operations, memory, cost, larger)
-    return {**{table.__name__: table(rows) for table in made}, "instructions": instructions(counts)}
+    tables = {**{table.__name__: table(rows) for table in made}, "instructions": instructions(counts)}
+    return {PAGE: tables, README: {"speed": speed(rows)}}
 
 
 def fill(page: str, tables: dict[str, str]) -> str:
@@ -172,17 +203,19 @@ def fill(page: str, tables: dict[str, str]) -> str:
 
 
 def main() -> int:
-    """Writes or checks the page."""
+    """Writes or checks the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing, say whether the page is up to date")
     args = parser.parse_args()
-    old = PAGE.read_text(encoding="utf-8")
-    new = fill(old, pages(DATA))
-    if args.check:
-        print(f"{PAGE.name} {'is what the CSV files give' if new == old else 'is out of date: run bench/tables.py'}")
-        return int(new != old)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    old = {page: page.read_text(encoding="utf-8") for page in (PAGE, README)}
+    new = {page: fill(old[page], tables) for page, tables in pages(DATA).items()}
+    for page in new:
+        if args.check:
+            told = "is what the CSV files give" if new[page] == old[page] else "is out of date: run bench/tables.py"
+            print(f"{page.name} {told}")
+        else:
+            page.write_text(new[page], encoding="utf-8")
+    return int(args.check and new != old)
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def passes(
         ValueError: The method is none of those.
         RuntimeError: The weights stand perturbed, or parts are accumulated.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.tensor([3.0]))
         >>> import sharpkern
         >>> optimizer = sharpkern.SAM([weight], rho=1.0, lr=0.25)

@@ -65,7 +65,7 @@ class EvolutionStrategies(SharpnessAware):
         ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
         RuntimeError: The backend asked for cannot run there.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.full((4,), 3.0))
         >>> optimizer = EvolutionStrategies([weight], rho=0.1, pairs=16, lr=0.1)
         >>> for _ in range(50):

@@ -79,7 +79,7 @@ def per_example(model: nn.Module, loss_fn: Loss, inputs: Any, targets: Any) -> t
         RuntimeError: A layer normalises with the statistics of the batch.
         ValueError: The first dimensions differ or are 0, or no parameter is trainable.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(1, 1, bias=False)
         >>> x = torch.tensor([[1.0], [2.0]])
         >>> y = model(x).detach() + torch.tensor([[0.5], [-0.5]])  # gradients -1 and 2

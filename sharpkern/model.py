@@ -25,7 +25,7 @@ def param_groups(model: nn.Module, **unscaled_options: Any) -> list[dict[str, An
     Returns:
         The groups, in the form that every optimizer here takes; an empty group is left out.
 
-    Example:
+    Examples:
         >>> model = nn.Linear(3, 2)
         >>> [(len(g["params"]), g["scaled"]) for g in param_groups(model, weight_decay=0.0)]
         [(1, True), (1, False)]
@@ -86,7 +86,7 @@ def guard(model: nn.Module, optimizer: SharpnessAware) -> Handle:
     Returns:
         What has `remove()`.
 
-    Example:
+    Examples:
         >>> import torch, sharpkern
         >>> model = nn.Linear(3, 2)
         >>> optimizer = sharpkern.SAM(model.parameters(), lr=0.1)

@@ -142,7 +142,7 @@ def backends() -> list[BackendStatus]:
     Returns:
         One status a backend and device, in the order in which "auto" tries them.
 
-    Example:
+    Examples:
         >>> [b.name for b in backends() if b.usable and b.device == "cpu"][-1]
         'reference'
     """

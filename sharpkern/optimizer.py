@@ -26,23 +26,25 @@ class SharpnessAware(Halves):
         params: Tensors, named tensors or groups, as for torch.optim; on one device, or on several CUDA devices.
         base_optimizer: A class of torch.optim. SGD, Adam and AdamW are fused; any other is called after the restore.
         **options: Options of the base optimizer (`lr`, `momentum`, ...), which may differ by group, and these:
-            backend ("auto"): "native" (C++ on the CPU, CUDA), "triton" (CUDA) or "reference" (PyTorch on any device);
-            "auto" takes the first of them that runs on the device. `optimizer.backend` and `optimizer.why_not` tell.
-            model (None): If given, its running statistics, of custom layers too, are touched by the first pass only; by
-            a method of one pass in that one.
-            master_weights (False): Keep float32 weights for bfloat16 and float16 parameters. w + ε and the updated w
-            are rounded from them, and no copy of w is made: 4 B/param, as state.
-            stochastic_rounding (False): Round w + ε of bfloat16 and float16 parameters up or down at random, so that ε
-            arrives on average; to the nearest most of a small ε is lost.
-            skip_nonfinite (False): An infinity or NaN in g2 skips the update, as one in g always does.
-            scaler (None): The `torch.amp.GradScaler` that the losses are scaled with. Gradients are unscaled as they
-            are read, one that is not finite in either pass skips the step, and after it `scaler.update()` is called,
-            never `scaler.step` or `scaler.unscale_`. Also the attribute `optimizer.scaler`.
-            max_norm (None): Makes the norm of the g2 that the update takes, over all parameters, at most this.
-            clip_value (None): Clips every element of g and of g2 to ± this, before norms.
-            With any of these three what is not finite in g2 skips the update too.
-            per_rank (False): Each rank of `model`, a DistributedDataParallel module, perturbs from the gradient of its
-            own part of the batch; the update takes the mean of the ranks' g2.
+
+            - `backend` ("auto"): "native" (C++ on the CPU, CUDA), "triton" (CUDA) or "reference" (PyTorch on any
+              device); "auto" takes the first of them that runs on the device. `optimizer.backend` and
+              `optimizer.why_not` tell.
+            - `model` (None): If given, its running statistics, of custom layers too, are touched by the first pass
+              only; by a method of one pass in that one.
+            - `master_weights` (False): Keep float32 weights for bfloat16 and float16 parameters. w + ε and the
+              updated w are rounded from them, and no copy of w is made: 4 B/param, as state.
+            - `stochastic_rounding` (False): Round w + ε of bfloat16 and float16 parameters up or down at random, so
+              that ε arrives on average; to the nearest most of a small ε is lost.
+            - `skip_nonfinite` (False): An infinity or NaN in g2 skips the update, as one in g always does.
+            - `scaler` (None): The `torch.amp.GradScaler` that the losses are scaled with. Gradients are unscaled as
+              they are read, one that is not finite in either pass skips the step, and after it `scaler.update()` is
+              called, never `scaler.step` or `scaler.unscale_`. Also the attribute `optimizer.scaler`.
+            - `max_norm` (None): Makes the norm of the g2 that the update takes, over all parameters, at most this.
+            - `clip_value` (None): Clips every element of g and of g2 to ± this, before norms. With any of these three
+              what is not finite in g2 skips the update too.
+            - `per_rank` (False): Each rank of `model`, a DistributedDataParallel module, perturbs from the gradient
+              of its own part of the batch; the update takes the mean of the ranks' g2.
     """
 
     def first_step(self, zero_grad: bool = False) -> None:
@@ -211,7 +213,7 @@ class SharpnessAware(Halves):
         call then gives NaN for the figures that need them.
 
         Returns:
-            0-d float64 tensors on the device: `grad_norm` ‖g‖, `perturbation_norm` ‖ε‖, `loss_gap` L(w + ε) - L(w)
+            0-d float64 tensors on the device, `grad_norm` ‖g‖, `perturbation_norm` ‖ε‖, `loss_gap` L(w + ε) - L(w)
             (NaN unless `step(closure)` made the step), `gradient_cosine` cos(g, g2). Methods of one pass have NaN for
             all that wants g; where s has moved on with the step, learned or by TRACER, ‖ε‖ is NaN.
 

@@ -117,7 +117,7 @@ def frozen_statistics(model: nn.Module) -> Generator[None]:
     Args:
         model: The model.
 
-    Example:
+    Examples:
         >>> norm = torch.nn.BatchNorm1d(1)
         >>> with frozen_statistics(norm):
         ...     _ = norm(torch.tensor([[1.0], [3.0]]))

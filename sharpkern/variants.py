@@ -38,7 +38,7 @@ class SAM(SharpnessAware):
         ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
         RuntimeError: The backend asked for cannot run there.
 
-    Example:
+    Examples:
         >>> model = torch.nn.Linear(2, 1)
         >>> x, y = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0], [2.0]])
         >>> optimizer = SAM(model.parameters(), torch.optim.SGD, rho=0.05, lr=0.1, momentum=0.9)
@@ -82,7 +82,7 @@ class ASAM(SharpnessAware):
         ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
         RuntimeError: The backend asked for cannot run there.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, -4.0]))
         >>> optimizer = ASAM([weight], rho=0.5, eta=0.0, lr=0.1)
         >>> weight.grad = torch.tensor([0.0, 1.0])
@@ -130,7 +130,7 @@ class FisherSAM(SharpnessAware):
         ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
         RuntimeError: The backend asked for cannot run there.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
         >>> optimizer = FisherSAM([weight], rho=0.1, eta=1.0, lr=0.1)
         >>> weight.grad = torch.tensor([1.0, 0.0])
@@ -185,7 +185,7 @@ class RandomSAM(SharpnessAware):
         ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
         RuntimeError: The backend asked for cannot run there.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> optimizer = RandomSAM([weight], rho=0.1, seed=1, lr=0.5)
         >>> loss = optimizer.step(lambda: ((weight - 1).square().sum().backward(), weight.square().sum())[1])
@@ -230,7 +230,7 @@ class MixSAM(SharpnessAware):
         ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
         RuntimeError: The backend asked for cannot run there.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
         >>> optimizer = MixSAM([weight], rho=0.1, mix=0.0, lr=0.5)
         >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -291,7 +291,7 @@ class VariationalSAM(_Learned):
         ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
         RuntimeError: The backend asked for cannot run there.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
         >>> optimizer = VariationalSAM([weight], rho=1.0, lr_covariance=1.0, lr=0.1)
         >>> weight.grad = torch.tensor([3.0, 4.0])
@@ -345,7 +345,7 @@ class MFVI(_Learned):
         ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
         RuntimeError: The backend asked for cannot run there.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.ones(1000))
         >>> optimizer = MFVI([weight], rho=1.0, lr_covariance=0.5, lr=0.0)
         >>> for _ in range(100):
@@ -414,7 +414,7 @@ class TRACER(SharpnessAware):
         ValueError: An option out of range, no parameters, a parameter twice, a dtype or device that does not fit.
         RuntimeError: The backend asked for cannot run there.
 
-    Example:
+    Examples:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
         >>> optimizer = TRACER([weight], rho=0.5, delta=1.0, radius=0.01, lr=1.0)
         >>> def closure():  # L = w², H = 2; at first f̄ = 0, so g_T = 2 + 2 · 0.5 · 2 · 2 = 6

@@ -147,8 +147,8 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       if (total) b.g = gradient(table, launch, kGradient, chunk, ahead, scratch.g, b);
       if (sigma != 0) {
         draw_all(launch.kernels->draw_normals, table, number, chunk, scratch.eta);
-      } else {
-        std::fill_n(scratch.eta, n, 0.0f);  // a kernel that adds noise multiplies it by sigma
+      } else if (step.noise != 0) {
+        std::fill_n(scratch.eta, n, 0.0f);  // the kernel that adds noise multiplies it by sigma
       }
       b.eta = scratch.eta;
       const bool unmoved = still && step.again < 0, direct = bytes(table.weight) == sizeof(R) && !unmoved;

@@ -75,6 +75,7 @@ class Candidate:
         dtype: Of weights and gradients.
         note: What is special about it.
         bytes: Bytes a parameter that it has to move; None where nothing is claimed.
+        extra: Bytes a parameter beside weights, gradients and state that it may take, generously.
         slow: Whether it takes long to prepare: measured only where all is.
         why_not: Why it cannot be measured on a device, or None.
     """
@@ -86,6 +87,7 @@ class Candidate:
     dtype: torch.dtype = torch.float32
     note: str = ""
     bytes: int | None = None
+    extra: int = 8
     slow: bool = False
     why_not: Callable[[str], str | None] = _never
 
@@ -165,6 +167,7 @@ def _rivals(base: str) -> Iterator[Candidate]:
             "SAM",
             base,
             partial(_optax, kind, base),
+            extra=20,
             why_not=lambda device: peers.missing("jax", "optax") if device == "cpu" else "measured on the CPU only",
         )
     moved = traffic.descend(base_update(base), Sizes())

@@ -124,8 +124,9 @@ def memory(rows: Rows, axes: Axes) -> bool:
     found = chosen(found, shapes=max(found, key=lambda row: float(row["elements"]))["shapes"])
     names = [_short(row["candidate"]) for row in found]
     colors = ["#0b5fa5" if name.startswith("sharpkern") else "#aaaaaa" for name in names]
-    bars = axes.barh(names, [max(row["p50"], 0) for row in found], color=colors)
-    axes.bar_label(bars, [f"{row['p50']:.1f}" for row in found], padding=3, fontsize=8)
+    extra = [max(row["p50"], 0.0) for row in found]
+    bars = axes.barh(names, extra, color=colors)
+    axes.bar_label(bars, [f"{size:.1f}" for size in extra], padding=3, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(f"extra bytes a parameter at the peak of a step, {found[0]['shapes']}")
     axes.spines[["top", "right"]].set_visible(False)

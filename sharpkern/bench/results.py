@@ -86,14 +86,19 @@ def by_key(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[st
 
 
 def current(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those measured on the machine and with the commit of the last row; of several runs the medians of the numbers."""
-    if not rows:
-        return []
-    last = rows[-1]
-    runs = by_key(
-        row for row in rows if (row["cpu"], row["gpu"], row["commit"]) == (last["cpu"], last["gpu"], last["commit"])
-    )
-    return [{**same[-1], **{name: _median(row[name] for row in same) for name in NUMBERS}} for same in runs.values()]
+    """Every measurement on the machine of the last row, at the last commit that it was made at.
+
+    Args:
+        rows: In the order of their making.
+
+    Returns:
+        A row a measurement; of several runs at that commit the medians of the numbers.
+    """
+    found = []
+    for same in by_key(row for row in rows if all(row[name] == rows[-1][name] for name in ("cpu", "gpu"))).values():
+        last = [row for row in same if row["commit"] == same[-1]["commit"]]
+        found.append({**last[-1], **{name: _median(row[name] for row in last) for name in NUMBERS}})
+    return found
 
 
 def _median(values: Iterable[float | None]) -> float | None:
