@@ -16,7 +16,7 @@ class Estimate:
         mean: The mean.
         error: Its standard error; NaN for a single value.
 
-    Example:
+    Examples:
         >>> print(Estimate.of([1.0, 2.0, 3.0]), Estimate.of([2.0]))
         2 ± 0.58 2
     """

@@ -32,7 +32,7 @@ def fisher_trace(
     Raises:
         ValueError: There is no batch, no parameter is trainable, or an option is out of range.
 
-    Example:
+    Examples:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, -5.0]))
         >>> print(fisher_trace([lambda: w.square().sum()], [w], delta=0.0))  # F = F̄: the number of weights
         2

@@ -26,7 +26,7 @@ class Hessian:
     Raises:
         ValueError: No parameter is trainable.
 
-    Example:
+    Examples:
         >>> w = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
         >>> hessian = Hessian(lambda: w[0] ** 2 * w[1], [w])  # [[2 w1, 2 w0], [2 w0, 0]]
         >>> hessian @ torch.tensor([1.0, 0.0])

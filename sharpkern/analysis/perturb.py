@@ -54,7 +54,7 @@ def sharpness(optimizer: SharpnessAware, loss: Loss) -> Sharpness:
     Raises:
         RuntimeError: The weights stand perturbed already.
 
-    Example:
+    Examples:
         >>> from sharpkern import SAM
         >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
         >>> found = sharpness(SAM([w], rho=0.5), lambda: w.square().sum() / 2)  # from ‖w‖ = 5 to 5.5
