@@ -2,6 +2,7 @@
 
 python bench/step.py                     two networks
 python bench/step.py --full              everything; takes hours
+python bench/step.py --overhead          whole training steps, to `<out>/overhead.csv`
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ def main() -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.set_defaults(out=Path(__file__).parent / "data")
     args = parser.parse_args()
-    if not args.full and not args.shapes:
+    if not (args.full or args.overhead or args.shapes):
         args.shapes = ["resnet20", "wrn28_10"]
     try:
-        measure(options_of(args), args.out / "cpu.csv")
+        measure(options_of(args), args.out / ("overhead.csv" if args.overhead else "cpu.csv"))
     except ValueError as error:
         sys.exit(f"{parser.prog}: {error}")
 

@@ -17,6 +17,7 @@ import scaling
 from bars import BARS, LARGE, NOTHING, Rows
 
 from sharpkern.bench import figure, results
+from sharpkern.bench import overhead as training
 from sharpkern.bench.results import chosen
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -161,6 +162,19 @@ def larger(rows: Rows) -> str:
     return _table(header, lines) if lines else NOTHING
 
 
+def overhead(rows: Rows) -> str:
+    """Whole training steps, with where and with what."""
+    if not rows:
+        return NOTHING
+    found = _most_threads(rows)
+    row = found[-1]
+    where = (
+        f"{row['shapes']}, {row['elements']:,} parameters in {row['tensors']} tensors; {row['gpu'] or row['cpu']}, "
+        f"threads: {row['threads']}, torch {row['torch']}, {row['peers'] or 'no peers'}, commit {row['commit']}."
+    )
+    return "\n\n".join((where, _table(training.HEADER, training.lines(found)), training.compared(found)))
+
+
 def instructions(rows: Rows) -> str:
     """Instruction counts."""
     header = ("shapes", "dtype", "what", "thousand instructions", "an element")
@@ -173,9 +187,11 @@ def instructions(rows: Rows) -> str:
 
 def pages(data: Path) -> dict[Path, dict[str, str]]:
     """Of every page, every table by the name of its marker."""
-    rows, counts = (results.current(results.read(data / name)) for name in ("cpu.csv", "instructions.csv"))
+    names = ("cpu.csv", "overhead.csv", "instructions.csv")
+    rows, trained, counts = (results.current(results.read(data / name)) for name in names)
     made = (bars, about, steps, operations, memory, cost, larger)
-    tables = {**{table.__name__: table(rows) for table in made}, "instructions": instructions(counts)}
+    tables = {table.__name__: table(rows) for table in made}
+    tables |= {"overhead": overhead(trained), "instructions": instructions(counts)}
     return {PAGE: tables, README: {"speed": speed(rows)}}
 
 

@@ -7,6 +7,8 @@ import math
 import os
 import subprocess
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 
 import sharpkern
 from sharpkern import cli, ops
-from sharpkern.bench import candidates, fresh, measure, operations, peers, provenance, traffic
+from sharpkern.bench import candidates, fresh, measure, operations, overhead, peers, provenance, resnet, traffic
 from sharpkern.bench.candidates import GROUPS, Candidate, Pool
 from sharpkern.bench.shapes import SHAPES, find, spread_over
 from sharpkern.bench.traffic import Sizes
@@ -260,12 +262,99 @@ def test_bench_leaves_table_figure_and_csv(tmp_path: Path, capsys: pytest.Captur
         (["--dtype", "int8"], "dtype 'int8': wanted some of float32"),
         (["--threads", "0"], "threads=0: wanted 1 to"),
         (["--repeats", "-1"], "repeats=-1: wanted a number of turns"),
+        (["--overhead", "--full"], "overhead takes the training steps of one network"),
         (["--device", "tpu"], "device='tpu': wanted cpu or cuda"),
     ],
 )
 def test_wrong_options_are_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", *arguments]) == 2
     assert f"sharpkern bench: {said}" in capsys.readouterr().err
+
+
+# Training steps -------------------------------------------------------------------------------------------------------
+
+
+def tiny() -> torch.nn.Sequential:
+    """A network that takes no time, with the same weights each time."""
+    torch.manual_seed(1)
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, resnet.CLASSES))
+
+
+def test_the_network_is_the_one_whose_shapes_are_listed() -> None:
+    network = resnet.resnet20()
+    assert [tuple(p.shape) for p in network.parameters()] == find("resnet20")
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, resnet.CLASSES)
+
+
+def test_a_shortcut_takes_every_other_pixel_and_adds_channels_of_zeros() -> None:
+    block = resnet.Block(2, 5, stride=2)
+    for module in block.residual.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.zeros_(module.weight)
+    x = torch.rand(3, 2, 6, 6)
+    y = block(x)
+    assert torch.equal(y[:, :2], x[:, :, ::2, ::2])
+    assert y.shape == (3, 5, 3, 3)
+    assert not y[:, 2:].any()
+
+
+def test_training_steps_are_those_of_the_methods() -> None:
+    pytest.importorskip("pytorch_optimizer")
+    images = torch.randn(4, 3, 32, 32)
+    after = {}
+    for name, make in overhead.OPTIMIZERS.items():
+        training = overhead.Training(tiny, images, partial(fast, make))
+        for _ in range(3):
+            training()
+        after[name] = [p.detach() for p in training.network.parameters()]
+        assert len(training.spent) == 3
+    for same in ("eager SAM sgd", overhead.PEER):
+        torch.testing.assert_close(after[same], after[overhead.SAM], rtol=1e-4, atol=1e-6)
+    for other in (overhead.PLAIN, overhead.FISHER):
+        assert float((after[other][0] - after[overhead.SAM][0]).abs().max()) > 1e-4
+
+
+def fast(make: overhead.Make, params: Any) -> Any:
+    """The optimizer with a learning rate at which three steps are seen."""
+    optimizer = make(params)
+    for group in getattr(optimizer, "base", optimizer).param_groups:
+        group["lr"] = 0.1
+    return optimizer
+
+
+def test_the_time_of_the_optimizer_is_counted_apart() -> None:
+    class Slow:
+        def step(self) -> None:
+            time.sleep(0.02)
+
+    training = overhead.Training(tiny, torch.randn(4, 3, 32, 32), lambda params: Slow())
+    begin = time.perf_counter()
+    training()
+    assert 0.02 <= training.spent[0] < time.perf_counter() - begin
+
+
+def test_overhead_leaves_a_table_and_a_csv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(overhead, "measure", partial(overhead.measure, network=tiny, batch=4))
+    monkeypatch.setattr(peers, "missing", lambda *packages: "pytorch_optimizer not installed")
+    arguments = ["bench", "--overhead", "--repeats", "3", "--threads", "1", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "overhead: tiny, 4 images, 30,730 elements in 2 tensors, float32, 1 thread" in printed
+    assert f"{overhead.PEER}: left out, pytorch_optimizer not installed" in printed
+    assert "of SAM's time; [F] 5.7 has" in printed
+    with (tmp_path / "bench.csv").open(newline="") as file:
+        rows = {(r["group"], r["candidate"], r["against"]): r for r in csv.DictReader(file)}
+    assert ("step", overhead.FISHER, overhead.SAM) in rows
+    assert {candidate for _, candidate, _ in rows} == overhead.OPTIMIZERS.keys() - {overhead.PEER}
+    for name in overhead.OPTIMIZERS.keys() - {overhead.PEER}:
+        step, work, share = (float(rows[group, name, ""]["p50"]) for group in ("step", "optimizer", "share"))
+        assert 0 < work < step
+        assert 0 < share < 1
+        assert f"{share:.2%}" in printed
 
 
 def test_the_suite_of_ops_runs(tmp_path: Path) -> None:

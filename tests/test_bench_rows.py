@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from sharpkern.bench import figure, results
+from sharpkern.bench import figure, overhead, results
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -163,6 +163,7 @@ def test_the_tables_hold_what_the_rows_say(script: Any, tmp_path: Path) -> None:
     assert "0.35 (wrn28_10: SAM sgd / optax SAM sgd) at best, of 2" in published
     assert made["memory"].endswith("| wrn28_10 | eager SAM sgd | 4.1 |")
     assert "| 50.0 | 20.0 | 100.0 |" in made["cost"]
+    assert made["overhead"] == "no row yet"
     page = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in made)
     assert "\nold\n" not in tables.fill(page, made)
     with pytest.raises(ValueError, match="no <!-- bars -->"):
@@ -170,6 +171,28 @@ def test_the_tables_hold_what_the_rows_say(script: Any, tmp_path: Path) -> None:
     speed = tables.pages(tmp_path)[tables.README]["speed"].splitlines()
     assert speed[0].endswith("| wrn28_10 | vit_b |")
     assert next(line for line in speed if "pytorch_optimizer's with `SGD(fused=True)`" in line).endswith("|  | 0.45 |")
+
+
+def test_the_table_of_training_steps(script: Any, tmp_path: Path) -> None:
+    tables: ModuleType = script("tables")
+    same = {"table": "overhead", "shapes": "resnet20, 128 images"}
+    rows = []
+    for name, step, work in ((overhead.PLAIN, 2e5, 1e3), (overhead.SAM, 4e5, 8e2), (overhead.FISHER, 5e5, 9e2)):
+        rows += [row(name, step, group="step", **same), row(name, work, group="optimizer", **same)]
+        rows += [row(name, work / step, unit="ratio", group="share", **same)]
+    rows += [
+        row(a, ratio, b, group="step", **same)
+        for a, ratio, b in (
+            (overhead.SAM, 2.0, overhead.PLAIN),
+            (overhead.FISHER, 2.5, overhead.PLAIN),
+            (overhead.FISHER, 1.25, overhead.SAM),
+        )
+    ]
+    results.append(tmp_path / "overhead.csv", rows)
+    made = tables.pages(tmp_path)[tables.PAGE]["overhead"]
+    assert "| torch sgd | 200 (200 - 200) | 1 (1 - 1) | 0.50% |  |" in made
+    assert "| sharpkern SAM sgd | 400 (400 - 400) | 0.8 (0.8 - 0.8) | 0.20% | 2.000 |" in made
+    assert "Fisher SAM takes 1.250 (1.250 - 1.250) of SAM's time" in made
 
 
 def test_the_pages_say_what_the_csv_files_give(script: Any) -> None:

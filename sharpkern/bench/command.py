@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds a description and the options of `Options` to a parser; `main` takes what it parses."""
     parser.description = (
         "Measures single ops against a copy and whole optimizer steps against the peers that are installed. Gradients "
-        "are ready: no forward or backward pass is run. Prints tables; writes their rows as CSV, and figures."
+        "are ready: no forward or backward pass is run, but with --overhead. Prints tables; writes their rows as CSV, "
+        "and figures."
     )
     default = Options()
     parser.add_argument(
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=(), help="each measured by itself (default: torch's)")
     parser.add_argument("--repeats", type=int, default=0, help="turns (default: as many as fit a few seconds)")
     parser.add_argument("--full", action="store_true", help="all shapes, 10^3 to 10^9 elements, 1 to 2000 tensors")
+    parser.add_argument(
+        "--overhead", action="store_true", help="training steps of ResNet-20 and the optimizer's share in them instead"
+    )
     parser.add_argument("--device", default=default.device, help="cpu or cuda")
     parser.add_argument("--out", type=Path, help="folder for the results (default: runs/bench-<date>-<time>)")
 
@@ -58,7 +62,8 @@ def main(args: argparse.Namespace) -> int:
         paths = figure.draw(results.current(results.read(path)), folder, ("png", "pdf"))
     except (OSError, ValueError) as error:
         return _refuse(error)
-    print("figures:", *paths)
+    if paths:
+        print("figures:", *paths)
     return 0
 
 
@@ -82,6 +87,7 @@ def options_of(args: argparse.Namespace) -> Options:
         repeats=args.repeats,
         full=args.full,
         device=args.device,
+        overhead=args.overhead,
         out=args.out,
     )
 

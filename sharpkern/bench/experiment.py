@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sharpkern.bench import overhead
 from sharpkern.bench.options import Options
 from sharpkern.bench.provenance import gpu, machine, pinned, versions
 from sharpkern.bench.results import append
@@ -54,6 +55,9 @@ def run(options: Options, path: Path, show: Callable[[list[Row]], None], tell: C
 
 
 def _blocks(bench: Bench, options: Options) -> Iterator[list[Row]]:
+    if options.overhead:
+        yield overhead.measure(bench.device, bench.threads, bench.repeats, bench.tell)
+        return
     for shapes in options.chosen_shapes():
         yield from bench.ops(shapes)
         yield from bench.steps(shapes)

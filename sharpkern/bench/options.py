@@ -48,6 +48,7 @@ class Options:
         repeats: Turns; 0 takes as many as fit the time.
         full: Everything: all shapes, 10^3 to 10^9 elements, 1 to 2000 tensors, torch.compile.
         device: "cpu" or "cuda".
+        overhead: Nothing but whole training steps, and the share of the optimizer's work in them.
         out: Folder of the results; None makes `runs/bench-<date>-<time>`.
     """
 
@@ -57,6 +58,7 @@ class Options:
     repeats: int = 0
     full: bool = False
     device: str = "cpu"
+    overhead: bool = False
     out: Path | None = None
 
     def __post_init__(self) -> None:
@@ -73,6 +75,8 @@ class Options:
         for threads in self.threads:
             if not 1 <= threads <= len(affinity()):
                 raise ValueError(f"threads={threads}: wanted 1 to {len(affinity())}, the cores of this process")
+        if self.overhead and (self.shapes or self.full):
+            raise ValueError("overhead takes the training steps of one network: wanted neither shapes nor full with it")
         if self.repeats < 0:
             raise ValueError(f"repeats={self.repeats}: wanted a number of turns, or 0 for as many as fit the time")
         if self.device not in {"cpu", "cuda"}:

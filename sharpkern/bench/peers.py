@@ -18,12 +18,17 @@ def missing(*packages: str) -> str | None:
     return f"{', '.join(names)} not installed" if names else None
 
 
-def pytorch_optimizer(params: Sequence[torch.nn.Parameter], base: str, adaptive: bool, **how: Any) -> Step:
-    """Its SAM, which with `adaptive` is ASAM with eta = 0; `how` goes to it and to torch's optimizer."""
+def sam(params: Sequence[torch.nn.Parameter], base: str, adaptive: bool, **how: Any) -> Any:
+    """The SAM of pytorch_optimizer, with `adaptive` ASAM with eta = 0; `how` goes to it and to torch's optimizer."""
     from pytorch_optimizer import SAM
 
     kind, options = BASES[base]
-    return two_passes(SAM(list(params), kind, rho=RHO, adaptive=adaptive, **options, **how))
+    return SAM(list(params), kind, rho=RHO, adaptive=adaptive, **options, **how)
+
+
+def pytorch_optimizer(params: Sequence[torch.nn.Parameter], base: str, adaptive: bool, **how: Any) -> Step:
+    """One step of `sam`."""
+    return two_passes(sam(params, base, adaptive, **how))
 
 
 class Optax:

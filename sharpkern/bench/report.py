@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sharpkern.bench import overhead
 from sharpkern.bench.candidates import OURS
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ def table(rows: Sequence[Row]) -> Table:
     """One block: time, rate, share of the copy's rate, and what ours takes of each other's time."""
     from rich.table import Table
 
+    if rows[0]["table"] == overhead.TABLE:
+        return _overhead(rows)
     times, ratios = ([row for row in rows if bool(row["against"]) == against] for against in (False, True))
     ours = _reference(times)
     caption = f"takes: time of {ours} over that of the candidate, turn by turn" if ours else None
@@ -31,6 +34,21 @@ def table(rows: Sequence[Row]) -> Table:
     for row in ratios:
         if not ours:
             result.add_row(f"{row['candidate']} / {row['against']}", "", "", "", "", _ratio(row["p50"]))
+    return result
+
+
+def _overhead(rows: Sequence[Row]) -> Table:
+    """Whole training steps, and the share of the optimizer's work."""
+    from rich.table import Table
+
+    caption = overhead.compared(rows)
+    result = Table(
+        title=_title({**rows[0], "group": ""}), title_justify="left", caption=caption, caption_justify="left"
+    )
+    for name in overhead.HEADER:
+        result.add_column(name, justify="left" if name == overhead.HEADER[0] else "right", no_wrap=True)
+    for line in overhead.lines(rows):
+        result.add_row(*line)
     return result
 
 

@@ -1,8 +1,9 @@
-"""`sharpkern train`: handwritten digits, clean and with flipped labels, by every method of a table.
+"""`sharpkern train`: handwritten digits by every method of a table, or the papers' training protocols as presets.
 
-`methods.py` is the table, and a new method is a row there. `data.py` has the images, `network.py` the network,
-`experiment.py` one training run and all of them, `report.py` the table, the CSV files and the figure, and
-`command.py` the command line. scikit-learn, rich and matplotlib are imported when a run starts, not before.
+The comparison: `methods.py` is its table, and a new method is a row there; `network.py` is the network, `experiment.py`
+one training run and all of them, `report.py` the table, the CSV files and the figure, `command.py` the command line.
+The presets: `presets` holds them, a paper a module; `networks` what they train; `protocol` runs, plans and reports.
+`data` has the images of both. scikit-learn, rich, Pillow and matplotlib are imported when a run starts, not before.
 """
 
 from sharpkern.train.command import add_arguments, main

@@ -4,52 +4,60 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from sharpkern import ops
 from sharpkern.train.experiment import run
 from sharpkern.train.methods import METHODS
-from sharpkern.train.options import CONDITIONS, MissingExtraError, Options, require_extra
+from sharpkern.train.options import CONDITIONS, MissingExtraError, Options, require_extra, split_names
+from sharpkern.train.protocol import command as protocol
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds a description and the options of `Options` to a parser; `main` takes what it parses."""
+    """Adds a description and the options of `Options` and of presets to a parser; `main` takes what it parses."""
     parser.description = (
         "Trains a small convolutional network on the handwritten digits of scikit-learn, with clean and with flipped "
-        "labels, by several methods. Prints a table; writes a figure and its data as CSV."
+        "labels, by several methods. Prints a table; writes a figure and its data as CSV. With --preset: the training "
+        "protocols of the papers."
     )
     default = Options()
 
-    def add(name: str, value: object, text: str, kind: type = str) -> None:
-        parser.add_argument(name, type=kind, default=value, help=f"{text} (default: %(default)s)")
+    def add(name: str, text: str, kind: type = str) -> None:
+        value = getattr(default, name.removeprefix("--").replace("-", "_"))
+        shown = ",".join(value) if isinstance(value, tuple) else value
+        parser.add_argument(name, type=kind, help=f"{text} (default: {shown})")
 
-    add("--methods", ",".join(default.methods), f"some of {', '.join(METHODS)}")
-    add("--conditions", ",".join(default.conditions), f"some of {', '.join(CONDITIONS)}")
-    add("--noise", default.noise, 'share of the training labels that "noisy" flips', float)
-    add("--epochs", default.epochs, "passes over the training images; sgd2x takes twice as many", int)
-    add("--seeds", default.seeds, "runs of every method and condition", int)
-    add("--batch-size", default.batch_size, "images a step", int)
-    add("--lr", default.lr, "learning rate at the start of the cosine", float)
-    add("--backend", default.backend, f"one of {', '.join(('auto', *ops.NAMES))}")
-    add("--threads", default.threads, "threads for torch", int)
-    add("--device", default.device, "where to train")
+    add("--methods", f"some of {', '.join(METHODS)}")
+    add("--conditions", f"some of {', '.join(CONDITIONS)}")
+    add("--noise", 'share of the training labels that "noisy" flips', float)
+    add("--epochs", "passes over the training images; sgd2x takes twice as many", int)
+    add("--seeds", "runs of every method and condition", int)
+    add("--batch-size", "images a step", int)
+    add("--lr", "learning rate at the start of the cosine", float)
+    add("--backend", f"one of {', '.join(('auto', *ops.NAMES))}")
+    add("--threads", "threads for torch", int)
+    add("--device", "where to train")
     parser.add_argument("--out", type=Path, help="folder for the results (default: runs/digits-<date>-<time>)")
+    protocol.add_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
-    """Runs the comparison.
+    """Runs the comparison, or the presets that are named.
 
     Args:
         args: What a parser with `add_arguments` gave.
 
     Returns:
-        The exit status: 0, or 2 where an option is wrong, a package is missing or the folder cannot be written; the
-        reason goes to the standard error.
+        The exit status: 0, or 2 where an option is wrong, a package or a file is missing or the folder cannot be
+        written; the reason goes to the standard error. 130 where a run of presets was interrupted.
     """
     try:
+        if protocol.asked(args):
+            return protocol.main(args)
         require_extra()
         options = _options(args)
-    except (MissingExtraError, ValueError) as error:
+    except (MissingExtraError, ValueError, OSError) as error:
         return _refuse(error)
     try:
         run(options)
@@ -64,20 +72,9 @@ def _refuse(error: Exception) -> int:
 
 
 def _options(args: argparse.Namespace) -> Options:
-    return Options(
-        methods=_names(args.methods),
-        conditions=_names(args.conditions),
-        noise=args.noise,
-        epochs=args.epochs,
-        seeds=args.seeds,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        backend=args.backend,
-        threads=args.threads,
-        device=args.device,
-        out=args.out,
-    )
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    names = {field.name for field in fields(Options)}
+    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    for name in ("methods", "conditions"):
+        if name in given:
+            given[name] = split_names(given[name])
+    return Options(**given)

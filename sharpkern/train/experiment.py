@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from itertools import product
@@ -22,6 +21,7 @@ from sharpkern.train.methods import METHODS, Batch, Method, Setup
 from sharpkern.train.network import make_network
 from sharpkern.train.options import Options, require_extra
 from sharpkern.train.results import Epoch, Result, Run, write_curves, write_runs
+from sharpkern.train.threads import threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,7 +54,7 @@ def run(options: Options, console: Console | None = None) -> Result:
     steps = options.epochs * (len(data.train_labels) // options.batch_size)
     work = [METHODS[name].epoch_factor * METHODS[name].passes * steps for _, _, name in plan]
     runs = []
-    with _threads(options.threads), report.progress(console, sum(work)) as advance:
+    with threads(options.threads), report.progress(console, sum(work)) as advance:
         for seed, condition, name in plan:
             text = f"{condition}, {METHODS[name].title}, seed {seed + 1} of {options.seeds}"
             runs.append(train(METHODS[name], condition, seed, data, options, partial(advance, text)))
@@ -113,13 +113,3 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     hits = int((model(images).argmax(dim=1) == labels).sum())
     model.train()
     return 100 * hits / len(labels)
-
-
-@contextmanager
-def _threads(number: int) -> Generator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -15,8 +15,19 @@ def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
     return [conv, nn.BatchNorm2d(outputs), nn.ReLU()]
 
 
+def small(classes: int = CLASSES) -> nn.Sequential:
+    """A network of ten thousand weights, from images (n, 1, 8, 8) to logits (n, classes)."""
+    first, second = WIDTHS
+    return nn.Sequential(
+        *_block(1, first, stride=1),
+        *_block(first, second, stride=2),
+        nn.Flatten(),
+        nn.Linear(second * 4 * 4, classes),
+    )
+
+
 def make_network(seed: int) -> nn.Sequential:
-    """A network of ten thousand weights; the same seed gives the same initial weights.
+    """The network; the same seed gives the same initial weights.
 
     Args:
         seed: Of the initial weights; torch's own random state is left as it was.
@@ -24,12 +35,6 @@ def make_network(seed: int) -> nn.Sequential:
     Returns:
         A module from images (n, 1, 8, 8) to logits (n, 10).
     """
-    first, second = WIDTHS
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(
-            *_block(1, first, stride=1),
-            *_block(first, second, stride=2),
-            nn.Flatten(),
-            nn.Linear(second * 4 * 4, CLASSES),
-        )
+        return small()

@@ -27,7 +27,7 @@ def require_extra() -> None:
     Raises:
         MissingExtraError: Names what is missing and the command that installs it.
     """
-    packages = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib"}
+    packages = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib", "PIL": "pillow"}
     missing = [title for name, title in packages.items() if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingExtraError(
@@ -83,8 +83,8 @@ class Options:
         Raises:
             ValueError: Says what came, what was wanted and, for a name, what there is.
         """
-        _known("method", self.methods, METHODS)
-        _known("condition", self.conditions, CONDITIONS)
+        known("method", self.methods, METHODS)
+        known("condition", self.conditions, CONDITIONS)
         for name in ("epochs", "seeds", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: wanted at least 1")
@@ -111,12 +111,27 @@ class Options:
             raise ValueError(f"device={self.device!r}, {str(error).splitlines()[0]}") from error
 
 
-def _known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
-    names, known = tuple(names), tuple(known)
+def split_names(text: str) -> tuple[str, ...]:
+    """The names in a text that has commas between them."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def known(kind: str, names: Iterable[str], table: Iterable[str]) -> None:
+    """Checks names that a user typed.
+
+    Args:
+        kind: What they name.
+        names: What came.
+        table: What there is.
+
+    Raises:
+        ValueError: None came, one twice, or one that there is not; says what there is.
+    """
+    names, table = tuple(names), tuple(table)
     if not names:
-        raise ValueError(f"no {kind} was named: choose from {', '.join(known)}")
+        raise ValueError(f"no {kind} was named: choose from {', '.join(table)}")
     for name in names:
-        if name not in known:
-            raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(known)}")
+        if name not in table:
+            raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(table)}")
     if len(set(names)) < len(names):
         raise ValueError(f"a {kind} was named twice: {', '.join(names)}")

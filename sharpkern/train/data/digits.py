@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,8 +25,24 @@ class Digits:
     test_labels: Tensor
 
 
-def load_digits(device: torch.device | str = "cpu") -> Digits:
+def split() -> tuple[Any, Any, Any, Any]:
     """Two thirds for training and one third for the test, stratified by class, always the same split.
+
+    Returns:
+        Arrays: training images (n, 8, 8) from 0 to 16, their labels, test images, their labels.
+    """
+    from sklearn.datasets import load_digits as load  # type: ignore[import-untyped]
+    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
+
+    raw = load()
+    train, test, train_labels, test_labels = train_test_split(
+        raw.images, raw.target, test_size=1 / 3, stratify=raw.target, random_state=SPLIT_SEED
+    )
+    return train, train_labels, test, test_labels
+
+
+def load_digits(device: torch.device | str = "cpu") -> Digits:
+    """The split, standardised.
 
     Args:
         device: Where the tensors go.
@@ -33,33 +50,30 @@ def load_digits(device: torch.device | str = "cpu") -> Digits:
     Returns:
         1198 images to train with and 599 to test with.
     """
-    from sklearn.datasets import load_digits as load  # type: ignore[import-untyped]
-    from sklearn.model_selection import train_test_split  # type: ignore[import-untyped]
-
-    raw = load()
-    parts = train_test_split(raw.images, raw.target, test_size=1 / 3, stratify=raw.target, random_state=SPLIT_SEED)
-    train, test = (torch.as_tensor(part, dtype=torch.float32, device=device).unsqueeze(1) for part in parts[:2])
-    train_labels, test_labels = (torch.as_tensor(part, dtype=torch.int64, device=device) for part in parts[2:])
+    images, labels, others, other_labels = split()
+    train, test = (torch.as_tensor(x, dtype=torch.float32, device=device).unsqueeze(1) for x in (images, others))
+    train_labels, test_labels = (torch.as_tensor(x, dtype=torch.int64, device=device) for x in (labels, other_labels))
     mean, std = train.mean(), train.std()
     return Digits((train - mean) / std, train_labels, (test - mean) / std, test_labels)
 
 
-def flip_labels(labels: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def flip_labels(labels: Tensor, share: float, generator: torch.Generator, classes: int = CLASSES) -> Tensor:
     """Symmetric label noise: round(share * n) labels, drawn without replacement, move to another class.
 
     Args:
         labels: Classes (n,), int64.
         share: Of the labels to flip, between 0 and 1.
         generator: On the CPU. It advances equally far whatever the share, so the batches drawn after are the same.
+        classes: How many there are.
 
     Returns:
-        New labels (n,). Each of the nine other classes is equally likely.
+        New labels (n,). Each of the other classes is equally likely.
     """
     n = len(labels)
     chosen = torch.randperm(n, generator=generator)[: round(share * n)].to(labels.device)
-    offset = torch.randint(1, CLASSES, (n,), generator=generator).to(labels.device)
+    offset = torch.randint(1, classes, (n,), generator=generator).to(labels.device)
     flipped = labels.clone()
-    flipped[chosen] = (labels + offset)[chosen] % CLASSES
+    flipped[chosen] = (labels + offset)[chosen] % classes
     return flipped
 
 
