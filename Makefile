@@ -2,8 +2,9 @@
 #   make demo    trains the demo network with every method and leaves table, figure and CSV under runs/
 #   make test    all tests
 #   make lint    ruff and mypy
-#   make bench   ops and whole steps against the peers; rows go to bench/data/cpu.csv; ARGS=--full for everything
+#   make bench   ops and whole steps against the peers; rows go to bench/data/cpu.csv; ARGS=--full for everything, --overhead for training steps
 #   make instructions   instruction counts against those recorded; wants valgrind
+#   make site    the documentation, in build/site
 #   make figures   figures and tables of docs/benchmarks.md from bench/data
 #   make gpu-check OUT=folder   everything that wants a GPU, with the Python and torch at hand: see bench/gpu_check.py
 #   TORCH=...    another torch, e.g. make test TORCH='torch==2.12.0'
@@ -30,6 +31,9 @@ bench: $(VENV)/bench.stamp
 
 instructions: $(VENV)/test.stamp
 	$(BIN)/python bench/instructions.py $(ARGS)
+
+site: $(VENV)/test.stamp
+	$(BIN)/mkdocs build -f docs/site/mkdocs.yml --strict
 
 figures: $(VENV)/test.stamp
 	$(BIN)/python bench/figures.py
@@ -62,4 +66,4 @@ $(VENV)/lint.stamp: $(VENV)/test.stamp
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[train,test,lint]'
 	@touch $@
 
-.PHONY: demo test lint bench instructions figures gpu-check clean
+.PHONY: demo test lint bench instructions site figures gpu-check clean
