@@ -114,6 +114,9 @@ void for_each_chunk(const Table& table, int threads, Visit visit) {
   for (int k = 0; k < n; ++k) part(k);
 }
 
+// Whether what is streamed there strip by strip fills its lines.
+inline bool whole_lines(const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 64 == 0; }
+
 inline void move(const Kernels& kernels, bool streaming, void* to, const void* from, std::size_t bytes) {
   if (streaming) {
     kernels.stream(to, from, bytes);

@@ -41,6 +41,7 @@ static void ascend(const double* scalars, double step, R scale, R sigma, const B
     if (worst) prefetch(b.g, i);
     prefetch(b.w, i);
     if (Covariance::kState) prefetch(b.f, i);
+    if (b.saved) put(b.streaming, b.saved + i, b.w.at + i, n);
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       R f = Covariance::kState ? b.f[j] : R(0);
@@ -63,6 +64,8 @@ static void descend(const double* prepared, const double* scalars, double step, 
     if (Correction::kState) prefetch(b.f, i);
     if (Base::kStates > 0) prefetch(b.m, i);
     if (Base::kStates > 1) prefetch(b.v, i);
+    alignas(64) R strip[kStrip];
+    R* const out = b.streaming ? strip : b.out + i;
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       const R f = Correction::kState ? b.f[j] : R(0), first = Correction::kFirst ? b.factor * b.first[j] : R(0);
@@ -70,11 +73,12 @@ static void descend(const double* prepared, const double* scalars, double step, 
       const R epsilon = Correction::kEpsilon ? b.moved[j] - b.w[j] : R(0);
       R m = Base::kStates > 0 ? b.m[j] : R(0), v = Base::kStates > 1 ? b.v[j] : R(0);
       const R next = correction.moved(f, g2, first, epsilon);
-      b.out[j] = base(b.w[j], g, m, v, Correction::kFirst ? &first : nullptr);
+      out[j - i] = base(b.w[j], g, m, v, Correction::kFirst ? &first : nullptr);
       if (Correction::kMoves) b.f_out[j] = next;
       if (Base::kStates > 0) b.m[j] = m;
       if (Base::kStates > 1) b.v[j] = v;
     }
+    if (b.streaming) stream(b.out + i, strip, n * sizeof(R));
   });
 }
 

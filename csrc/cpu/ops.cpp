@@ -135,12 +135,14 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       const auto [t, first, n] = chunk;
       if (total && !table.at(kGradient, t)) return;
       char* weight = table.at(kWeight, t, first);
-      if (step.again < 0 && !table.master)
-        move(*launch.kernels, launch.streaming, table.at(kSaved, t, first), weight, n * bytes(table.weight));
+      char* saved = step.again < 0 && !table.master ? table.at(kSaved, t, first) : nullptr;
+      const bool unmoved = still && step.again < 0, straight = bytes(table.weight) == sizeof(R);
+      const bool strips = saved && straight && whole_lines(saved) && !(unmoved && !formula.moves);
+      if (saved && !strips) move(*launch.kernels, launch.streaming, saved, weight, n * bytes(table.weight));
       if (total && table.at(kFirst, t))
         move(*launch.kernels, launch.streaming, table.at(kFirst, t, first), table.at(kGradient, t, first),
              n * bytes(table.gradient));
-      if (still && !formula.moves && step.again < 0) return;
+      if (unmoved && !formula.moves) return;
       Block<R> b{};
       b.n = n;
       b.w = load(table, launch, from, chunk, ahead, scratch.w);
@@ -151,8 +153,9 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
         std::fill_n(scratch.eta, n, 0.0f);  // the kernel that adds noise multiplies it by sigma
       }
       b.eta = scratch.eta;
-      const bool unmoved = still && step.again < 0, direct = bytes(table.weight) == sizeof(R) && !unmoved;
-      b.out = direct ? reinterpret_cast<R*>(weight) : scratch.out;
+      b.out = straight && !unmoved ? reinterpret_cast<R*>(weight) : scratch.out;
+      b.saved = strips ? reinterpret_cast<R*>(saved) : nullptr;
+      b.streaming = launch.streaming;
       if (formula.state) {
         b.f = state<R>(table, launch, kFisher, chunk, ahead);
         b.f_out = step.track ? b.f.at : scratch.f;
@@ -234,8 +237,9 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
       if (formula.state) b.f = state<R>(table, launch, kFisher, chunk, ahead), b.f_out = b.f.at;
       if (formula.states > 0) b.m = state<R>(table, launch, kM, chunk, ahead);
       if (formula.states > 1) b.v = state<R>(table, launch, kV, chunk, ahead);
-      const bool direct = !launch.streaming && bytes(table.weight) == sizeof(R);
-      b.out = direct ? reinterpret_cast<R*>(weight) : scratch.out;
+      const bool straight = bytes(table.weight) == sizeof(R) && (!launch.streaming || whole_lines(weight));
+      b.streaming = launch.streaming && straight;
+      b.out = straight ? reinterpret_cast<R*>(weight) : scratch.out;
       formula.run(scratch.prepared, scalars.data(), steps[t], *total, b);
       if (table.master) move(*launch.kernels, launch.streaming, table.at(kSaved, t, first), b.out, n * sizeof(float));
       store(*launch.kernels, launch.streaming, table.weight, weight, b.out, n);

@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 
 #include "../real.h"
 #include "kernels.h"
+#include "stream.h"
 
 namespace sharpkern::SHARPKERN_ISA {
 
@@ -17,7 +19,17 @@ template <class T>
 static SHARPKERN_INLINE void prefetch(const Operand<T>& operand, std::size_t i) {
   if (!operand.ahead) return;
   const char* line = reinterpret_cast<const char*>(operand.ahead + i);
-  for (std::size_t k = 0; k < kStrip * sizeof(T); k += 64) __builtin_prefetch(line + k, 0, 2);
+  for (std::size_t k = 0; k < kStrip * sizeof(T); k += 64) __builtin_prefetch(line + k);
+}
+
+// Writes a strip: as soon as it is computed, so that what is streamed leaves between what is read, not in bursts.
+template <class R>
+static SHARPKERN_INLINE void put(bool streaming, R* to, const R* from, std::size_t n) {
+  if (streaming) {
+    stream(to, from, n * sizeof(R));
+  } else {
+    std::memcpy(to, from, n * sizeof(R));
+  }
 }
 
 // Calls body(first, count) for strips of fixed length, then for what is left over.
