@@ -4,7 +4,6 @@
 #include <emmintrin.h>
 
 #include <algorithm>
-#include <cstring>
 
 #include "../real.h"
 #include "../table.h"
@@ -117,14 +116,6 @@ void for_each_chunk(const Table& table, int threads, Visit visit) {
 // Whether what is streamed there strip by strip fills its lines.
 inline bool whole_lines(const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 64 == 0; }
 
-inline void move(const Kernels& kernels, bool streaming, void* to, const void* from, std::size_t bytes) {
-  if (streaming) {
-    kernels.stream(to, from, bytes);
-  } else {
-    std::memcpy(to, from, bytes);
-  }
-}
-
 inline void convert(const Kernels& kernels, DType dtype, const char* at, const char* next, float* buffer, std::size_t n) {
   using Half = const std::uint16_t;
   (dtype == DType::bf16 ? kernels.from_bf16 : kernels.from_f16)(
@@ -149,13 +140,11 @@ template <class R>
 void store(const Kernels& kernels, bool streaming, DType dtype, char* at, const R* values, std::size_t n) {
   if (reinterpret_cast<const char*>(values) == at) return;
   if constexpr (sizeof(R) == 4) {
-    if (dtype != DType::f32) {
-      alignas(64) std::uint16_t half[kChunk];
-      (dtype == DType::bf16 ? kernels.to_bf16 : kernels.to_f16)(values, half, n);
-      return move(kernels, streaming, at, half, n * 2);
-    }
+    if (dtype != DType::f32)
+      return (dtype == DType::bf16 ? kernels.to_bf16 : kernels.to_f16)(
+          values, reinterpret_cast<std::uint16_t*>(at), streaming && whole_lines(at), n);
   }
-  move(kernels, streaming, at, values, n * sizeof(R));
+  kernels.put(streaming, at, values, n * sizeof(R));
 }
 
 }  // namespace sharpkern::cpu

@@ -21,13 +21,15 @@ static void from_bf16(Operand<const std::uint16_t> in, float* out, std::size_t n
   });
 }
 
-static void to_bf16(const float* in, std::uint16_t* out, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) {
-    const std::uint32_t u = bits_of(in[i]);
-    const std::uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    const std::uint32_t quiet = (u >> 16) | 0x40;
-    out[i] = std::uint16_t((u & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
-  }
+static void to_bf16(const float* in, std::uint16_t* out, bool streaming, std::size_t n) {
+  for_each_put(streaming, out, n, [&](std::uint16_t* to, std::size_t first, std::size_t count) __attribute__((always_inline)) {
+    for (std::size_t i = 0; i < count; ++i) {
+      const std::uint32_t u = bits_of(in[first + i]);
+      const std::uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+      const std::uint32_t quiet = (u >> 16) | 0x40;
+      to[i] = std::uint16_t((u & 0x7fffffff) > 0x7f800000 ? quiet : rounded);
+    }
+  });
 }
 
 // binary16 has 5 exponent bits of bias 15: scaling by 2^112 moves its exponent to where binary32 has it, subnormals too.
@@ -61,13 +63,15 @@ static void from_f16(Operand<const std::uint16_t> in, float* out, std::size_t n)
   });
 }
 
-static void to_f16(const float* in, std::uint16_t* out, std::size_t n) {
-  std::size_t i = 0;
+static void to_f16(const float* in, std::uint16_t* out, bool streaming, std::size_t n) {
+  for_each_put(streaming, out, n, [&](std::uint16_t* to, std::size_t first, std::size_t count) __attribute__((always_inline)) {
+    std::size_t i = 0;
 #ifdef __F16C__
-  for (; i + 8 <= n; i += 8)
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + i), 0));
+    for (; i + 8 <= count; i += 8)
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm256_cvtps_ph(_mm256_loadu_ps(in + first + i), 0));
 #endif
-  for (; i < n; ++i) out[i] = narrow(in[i]);
+    for (; i < count; ++i) to[i] = narrow(in[first + i]);
+  });
 }
 
 // in place: each element becomes a neighbour that its dtype of 16 bits has

@@ -41,7 +41,7 @@ static void ascend(const double* scalars, double step, R scale, R sigma, const B
     if (worst) prefetch(b.g, i);
     prefetch(b.w, i);
     if (Covariance::kState) prefetch(b.f, i);
-    if (b.saved) put(b.streaming, b.saved + i, b.w.at + i, n);
+    if (b.saved) put(b.streaming, b.saved + i, b.w.at + i, n * sizeof(R));
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       R f = Covariance::kState ? b.f[j] : R(0);
@@ -56,7 +56,7 @@ template <class R, class Base, class Correction>
 static void descend(const double* prepared, const double* scalars, double step, double total, const Block<R>& b) {
   const Base base(prepared);
   const Correction correction(scalars, step, total);
-  for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
+  for_each_put(b.streaming, b.out, b.n, [&](R* out, std::size_t i, std::size_t n) __attribute__((always_inline)) {
     prefetch(b.g, i);
     prefetch(b.w, i);
     if (Correction::kFirst) prefetch(b.first, i);
@@ -64,8 +64,6 @@ static void descend(const double* prepared, const double* scalars, double step, 
     if (Correction::kState) prefetch(b.f, i);
     if (Base::kStates > 0) prefetch(b.m, i);
     if (Base::kStates > 1) prefetch(b.v, i);
-    alignas(64) R strip[kStrip];
-    R* const out = b.streaming ? strip : b.out + i;
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       const R f = Correction::kState ? b.f[j] : R(0), first = Correction::kFirst ? b.factor * b.first[j] : R(0);
@@ -78,7 +76,6 @@ static void descend(const double* prepared, const double* scalars, double step, 
       if (Base::kStates > 0) b.m[j] = m;
       if (Base::kStates > 1) b.v[j] = v;
     }
-    if (b.streaming) stream(b.out + i, strip, n * sizeof(R));
   });
 }
 
@@ -150,6 +147,6 @@ constexpr Formulas<R> formulas() {
 
 extern const Kernels kernels = {SHARPKERN_STRING(SHARPKERN_ISA), formulas<float>(), formulas<double>(),
                                 &from_bf16, &from_f16, &to_bf16, &to_f16, &draw_bits, &draw_normals, &stochastic_bf16,
-                                &stochastic_f16, &stream};
+                                &stochastic_f16, &put};
 
 }  // namespace sharpkern::SHARPKERN_ISA

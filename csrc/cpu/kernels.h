@@ -73,13 +73,13 @@ struct Kernels {
   Formulas<double> f64;
   void (*from_bf16)(Operand<const std::uint16_t> in, float* out, std::size_t n);
   void (*from_f16)(Operand<const std::uint16_t> in, float* out, std::size_t n);
-  void (*to_bf16)(const float* in, std::uint16_t* out, std::size_t n);
-  void (*to_f16)(const float* in, std::uint16_t* out, std::size_t n);
+  void (*to_bf16)(const float* in, std::uint16_t* out, bool streaming, std::size_t n);
+  void (*to_f16)(const float* in, std::uint16_t* out, bool streaming, std::size_t n);
   void (*draw_bits)(std::uint64_t seed, std::uint32_t draw, std::uint64_t index, std::uint32_t* out, std::size_t n);
   void (*draw_normals)(std::uint64_t seed, std::uint32_t draw, std::uint64_t index, float* out, std::size_t n);
   void (*stochastic_bf16)(float* x, const std::uint32_t* random, std::size_t n);
   void (*stochastic_f16)(float* x, const std::uint32_t* random, std::size_t n);
-  void (*stream)(void* to, const void* from, std::size_t bytes);
+  void (*put)(bool streaming, void* to, const void* from, std::size_t bytes);
 
   const Formulas<float>& formulas(float) const { return f32; }
   const Formulas<double>& formulas(double) const { return f64; }

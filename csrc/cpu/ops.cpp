@@ -27,7 +27,7 @@ void give_back(const Table& table, const Launch& launch, float* buffer, const Ch
     const float* w0 = load(table, launch, kSource, chunk, ahead, buffer).at;
     store(*launch.kernels, launch.streaming, table.weight, weight, w0, chunk.count);
   } else {
-    move(*launch.kernels, launch.streaming, weight, source, chunk.count * bytes(table.weight));
+    launch.kernels->put(launch.streaming, weight, source, chunk.count * bytes(table.weight));
   }
 }
 
@@ -138,9 +138,9 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       char* saved = step.again < 0 && !table.master ? table.at(kSaved, t, first) : nullptr;
       const bool unmoved = still && step.again < 0, straight = bytes(table.weight) == sizeof(R);
       const bool strips = saved && straight && whole_lines(saved) && !(unmoved && !formula.moves);
-      if (saved && !strips) move(*launch.kernels, launch.streaming, saved, weight, n * bytes(table.weight));
+      if (saved && !strips) launch.kernels->put(launch.streaming, saved, weight, n * bytes(table.weight));
       if (total && table.at(kFirst, t))
-        move(*launch.kernels, launch.streaming, table.at(kFirst, t, first), table.at(kGradient, t, first),
+        launch.kernels->put(launch.streaming, table.at(kFirst, t, first), table.at(kGradient, t, first),
              n * bytes(table.gradient));
       if (unmoved && !formula.moves) return;
       Block<R> b{};
@@ -241,7 +241,7 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
       b.streaming = launch.streaming && straight;
       b.out = straight ? reinterpret_cast<R*>(weight) : scratch.out;
       formula.run(scratch.prepared, scalars.data(), steps[t], *total, b);
-      if (table.master) move(*launch.kernels, launch.streaming, table.at(kSaved, t, first), b.out, n * sizeof(float));
+      if (table.master) launch.kernels->put(launch.streaming, table.at(kSaved, t, first), b.out, n * sizeof(float));
       store(*launch.kernels, launch.streaming, table.weight, weight, b.out, n);
     });
   });

@@ -34,4 +34,12 @@ static void stream(void* to, const void* from, std::size_t bytes) {
   std::memcpy(out + i, in + i, bytes - i);
 }
 
+static SHARPKERN_INLINE void put(bool streaming, void* to, const void* from, std::size_t bytes) {
+  if (streaming) {
+    stream(to, from, bytes);
+  } else {
+    std::memcpy(to, from, bytes);
+  }
+}
+
 }  // namespace sharpkern::SHARPKERN_ISA

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstring>
 
 #include "../real.h"
 #include "kernels.h"
@@ -22,22 +21,23 @@ static SHARPKERN_INLINE void prefetch(const Operand<T>& operand, std::size_t i) 
   for (std::size_t k = 0; k < kStrip * sizeof(T); k += 64) __builtin_prefetch(line + k);
 }
 
-// Writes a strip: as soon as it is computed, so that what is streamed leaves between what is read, not in bursts.
-template <class R>
-static SHARPKERN_INLINE void put(bool streaming, R* to, const R* from, std::size_t n) {
-  if (streaming) {
-    stream(to, from, n * sizeof(R));
-  } else {
-    std::memcpy(to, from, n * sizeof(R));
-  }
-}
-
 // Calls body(first, count) for strips of fixed length, then for what is left over.
 template <class Body>
 static SHARPKERN_INLINE void for_each_strip(std::size_t n, Body body) {
   std::size_t i = 0;
   for (; i + kStrip <= n; i += kStrip) body(i, kStrip);
   if (i < n) body(i, n - i);
+}
+
+// The same for what is written: body(to, first, count) writes a strip, which leaves as soon as it is computed; streamed, it
+// goes between what is read, not in bursts.
+template <class T, class Body>
+static SHARPKERN_INLINE void for_each_put(bool streaming, T* out, std::size_t n, Body body) {
+  alignas(64) T strip[kStrip];
+  for_each_strip(n, [&](std::size_t first, std::size_t count) __attribute__((always_inline)) {
+    body(streaming ? strip : out + first, first, count);
+    if (streaming) stream(out + first, strip, count * sizeof(T));
+  });
 }
 
 }  // namespace sharpkern::SHARPKERN_ISA
