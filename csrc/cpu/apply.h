@@ -46,61 +46,44 @@ struct Scratch {
   double prepared_for = -1;  // the step count that `prepared` belongs to
 };
 
-enum class Order { forward, backward };
-
 // Elements first ... first + count of a tensor.
 struct Chunk {
   std::size_t tensor, first, count;
 };
 
 // The chunks between two positions, one by one.
-template <Order order, std::size_t size>
+template <std::size_t size>
 class Walk {
  public:
-  Walk(const Table& table, Position begin, Position end) : table_(table), begin_(begin), end_(end) {
-    left_ = std::min(end.tensor + 1, table.size()) - begin.tensor;
-    tensor_ = order == Order::forward ? begin.tensor : begin.tensor + left_ - 1;
-    if (left_) enter();
-  }
+  Walk(const Table& table, Position begin, Position end) : table_(table), end_(end), at_(begin) {}
 
   // The next chunk, or false after the last.
   bool next(Chunk& chunk) {
-    while (done_ == chunks_) {
-      if (left_ == 0 || --left_ == 0) return false;
-      tensor_ += order == Order::forward ? 1 : -1;
-      enter();
+    for (; at_.tensor < table_.size() && at_.tensor <= end_.tensor; at_ = {at_.tensor + 1, 0}) {
+      const std::size_t last = at_.tensor == end_.tensor ? end_.element : table_.numel[at_.tensor];
+      if (at_.element >= last) continue;
+      chunk = {at_.tensor, at_.element, std::min(size, last - at_.element)};
+      at_.element += chunk.count;
+      return true;
     }
-    const std::size_t first = first_ + (order == Order::forward ? done_ : chunks_ - 1 - done_) * size;
-    ++done_;
-    chunk = {tensor_, first, std::min(size, last_ - first)};
-    return true;
+    return false;
   }
 
  private:
-  void enter() {
-    first_ = tensor_ == begin_.tensor ? begin_.element : 0;
-    last_ = tensor_ == end_.tensor ? end_.element : table_.numel[tensor_];
-    chunks_ = first_ < last_ ? (last_ - first_ + size - 1) / size : 0;
-    done_ = 0;
-  }
-
   const Table& table_;
-  const Position begin_, end_;
-  std::size_t left_, tensor_;                                  // tensors, this one included
-  std::size_t first_ = 0, last_ = 0, chunks_ = 0, done_ = 0;  // of this tensor
+  const Position end_;
+  Position at_;
 };
 
 // Calls visit(scratch, chunk, ahead) for every chunk of every tensor exactly once, from `threads` threads, in the same
-// parts in either order; ahead is the chunk that comes next, or the same one at the end. A backward pass after a forward
-// one finds in the cache what that one read last. With a smaller chunk reads and streamed writes alternate faster;
-// kChunk has to be a multiple of it.
-template <class R, Order order = Order::forward, std::size_t size = kChunk, class Visit>
+// parts each time; ahead is the chunk that comes next, or the same one at the end. kChunk has to be a multiple of size.
+template <class R, std::size_t size = kChunk, class Visit>
 void for_each_chunk(const Table& table, int threads, Visit visit) {
   if (table.size() == 0) return;
   const int n = table.cost.back() < kParallel ? 1 : std::max(threads, 1);
   const auto part = [&](std::size_t k) {
     Scratch<R> scratch;
-    Walk<order, size> walk(table, position(table, k, n), position(table, k + 1, n));
+    Walk<size> walk(table, position(table, k, n), position(table, k + 1, n));
     Chunk chunk{}, ahead{};
     for (bool any = false, more = true; more; chunk = ahead, any = true) {
       more = walk.next(ahead);

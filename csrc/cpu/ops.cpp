@@ -131,7 +131,7 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
     using R = decltype(zero);
     const auto formula = known(
         launch.kernels->formulas(zero).ascend(covariance.c_str(), total != nullptr, step.noise != 0), covariance);
-    for_each_chunk<R, Order::backward>(table, launch.threads, [&](auto& scratch, const Chunk& chunk, const Chunk& ahead) {
+    for_each_chunk<R>(table, launch.threads, [&](auto& scratch, const Chunk& chunk, const Chunk& ahead) {
       const auto [t, first, n] = chunk;
       if (total && !table.at(kGradient, t)) return;
       char* weight = table.at(kWeight, t, first);
@@ -210,7 +210,7 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
     using R = decltype(zero);
     const auto formula = known(
         launch.kernels->formulas(zero).descend(base.c_str(), estimated ? "" : correction.c_str()), base + " " + correction);
-    for_each_chunk<R, Order::forward, kShort>(table, launch.threads, [&](auto& scratch, const Chunk& chunk, const Chunk& ahead) {
+    for_each_chunk<R, kShort>(table, launch.threads, [&](auto& scratch, const Chunk& chunk, const Chunk& ahead) {
       const auto [t, first, n] = chunk;
       if (!estimated && !table.at(kGradient, t))
         return give_back(table, launch, reinterpret_cast<float*>(scratch.w), chunk, ahead);
