@@ -50,7 +50,7 @@ struct Addresses {
 
 struct Table {
   // A reduction sums one chunk in the arithmetic type and the chunks in float64, in order, on every backend.
-  static constexpr std::size_t kChunk = 2048;
+  static constexpr std::size_t kChunk = 1024;
   // What starting a tensor costs, in elements; keeps threads balanced over many small tensors.
   static constexpr std::size_t kStart = 128;
 

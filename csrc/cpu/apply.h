@@ -52,7 +52,6 @@ struct Chunk {
 };
 
 // The chunks between two positions, one by one.
-template <std::size_t size>
 class Walk {
  public:
   Walk(const Table& table, Position begin, Position end) : table_(table), end_(end), at_(begin) {}
@@ -62,7 +61,7 @@ class Walk {
     for (; at_.tensor < table_.size() && at_.tensor <= end_.tensor; at_ = {at_.tensor + 1, 0}) {
       const std::size_t last = at_.tensor == end_.tensor ? end_.element : table_.numel[at_.tensor];
       if (at_.element >= last) continue;
-      chunk = {at_.tensor, at_.element, std::min(size, last - at_.element)};
+      chunk = {at_.tensor, at_.element, std::min(kChunk, last - at_.element)};
       at_.element += chunk.count;
       return true;
     }
@@ -76,14 +75,14 @@ class Walk {
 };
 
 // Calls visit(scratch, chunk, ahead) for every chunk of every tensor exactly once, from `threads` threads, in the same
-// parts each time; ahead is the chunk that comes next, or the same one at the end. kChunk has to be a multiple of size.
-template <class R, std::size_t size = kChunk, class Visit>
+// parts each time; ahead is the chunk that comes next, or the same one at the end.
+template <class R, class Visit>
 void for_each_chunk(const Table& table, int threads, Visit visit) {
   if (table.size() == 0) return;
   const int n = table.cost.back() < kParallel ? 1 : std::max(threads, 1);
   const auto part = [&](std::size_t k) {
     Scratch<R> scratch;
-    Walk<size> walk(table, position(table, k, n), position(table, k + 1, n));
+    Walk walk(table, position(table, k, n), position(table, k + 1, n));
     Chunk chunk{}, ahead{};
     for (bool any = false, more = true; more; chunk = ahead, any = true) {
       more = walk.next(ahead);

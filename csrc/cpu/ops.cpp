@@ -8,8 +8,6 @@ namespace sharpkern::cpu {
 
 namespace {
 
-constexpr std::size_t kShort = 512;  // elements of a chunk where much is written
-
 // Calls run with a float or a double: the arithmetic type of the table.
 template <class Run>
 void with_arithmetic(const Table& table, Run run) {
@@ -210,7 +208,7 @@ void descend(Table& table, const Launch& launch, const std::string& base, const 
     using R = decltype(zero);
     const auto formula = known(
         launch.kernels->formulas(zero).descend(base.c_str(), estimated ? "" : correction.c_str()), base + " " + correction);
-    for_each_chunk<R, kShort>(table, launch.threads, [&](auto& scratch, const Chunk& chunk, const Chunk& ahead) {
+    for_each_chunk<R>(table, launch.threads, [&](auto& scratch, const Chunk& chunk, const Chunk& ahead) {
       const auto [t, first, n] = chunk;
       if (!estimated && !table.at(kGradient, t))
         return give_back(table, launch, reinterpret_cast<float*>(scratch.w), chunk, ahead);
