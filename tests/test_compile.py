@@ -20,7 +20,6 @@ from sharpkern.library import OPS, optimizers
 
 # torch warns of itself: when its compilers are first imported, and of a loss after the graph break at its backward
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
 

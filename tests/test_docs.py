@@ -82,7 +82,6 @@ RUN = [page for page in PAGES if page.name not in {"distributed.md", "benchmarks
 
 
 # torch warns of itself when its compilers are first imported, and of a loss after the graph break at its backward
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 @pytest.mark.filterwarnings(r"default:::(lightning|accelerate|transformers|torch)\.")  # theirs are not ours
