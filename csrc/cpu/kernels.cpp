@@ -29,6 +29,7 @@ static R norm(const double* scalars, double step, const Block<R>& b) {
       lanes[j] = sq_norm_at(covariance, lanes[j], w, b.factor * b.g[i + j], f);
     }
   });
+#pragma GCC unroll 6
   for (std::size_t half = kStrip / 2; half; half /= 2)
     for (std::size_t j = 0; j < half; ++j) lanes[j] += lanes[j + half];
   return lanes[0];
@@ -41,7 +42,7 @@ static void ascend(const double* scalars, double step, R scale, R sigma, const B
     if (worst) prefetch(b.g, i);
     prefetch(b.w, i);
     if (Covariance::kState) prefetch(b.f, i);
-    if (b.saved) put(b.streaming, b.saved + i, b.w.at + i, n * sizeof(R));
+    if (b.saved) stream(b.saved + i, b.w.at + i, n * sizeof(R));
 #pragma GCC ivdep
     for (std::size_t j = i; j < i + n; ++j) {
       R f = Covariance::kState ? b.f[j] : R(0);

@@ -28,8 +28,8 @@ struct Block {
   Operand<R> f;            // what is kept of the covariance, or null
   R* f_out;                // where it goes next, or null
   R* out;                  // the weights that are written; may be w
-  R* saved;                // where w is kept, or null
-  bool streaming;          // whether what nobody reads soon goes past the cache, in whole lines
+  bool streaming;          // whether they go past the cache
+  R* saved;                // where w is to be kept, past the cache, or null
   Operand<R> m, v;         // state of the base update, or null
   std::size_t n;
 };

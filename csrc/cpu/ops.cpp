@@ -135,12 +135,13 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       char* weight = table.at(kWeight, t, first);
       char* saved = step.again < 0 && !table.master ? table.at(kSaved, t, first) : nullptr;
       const bool unmoved = still && step.again < 0, straight = bytes(table.weight) == sizeof(R);
-      const bool strips = saved && straight && whole_lines(saved) && !(unmoved && !formula.moves);
+      const bool runs = !unmoved || formula.moves;
+      const bool strips = saved && runs && launch.streaming && straight && whole_lines(saved);
       if (saved && !strips) launch.kernels->put(launch.streaming, saved, weight, n * bytes(table.weight));
       if (total && table.at(kFirst, t))
         launch.kernels->put(launch.streaming, table.at(kFirst, t, first), table.at(kGradient, t, first),
              n * bytes(table.gradient));
-      if (unmoved && !formula.moves) return;
+      if (!runs) return;
       Block<R> b{};
       b.n = n;
       b.w = load(table, launch, from, chunk, ahead, scratch.w);
@@ -153,7 +154,6 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       b.eta = scratch.eta;
       b.out = straight && !unmoved ? reinterpret_cast<R*>(weight) : scratch.out;
       b.saved = strips ? reinterpret_cast<R*>(saved) : nullptr;
-      b.streaming = launch.streaming;
       if (formula.state) {
         b.f = state<R>(table, launch, kFisher, chunk, ahead);
         b.f_out = step.track ? b.f.at : scratch.f;
