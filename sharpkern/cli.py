@@ -13,6 +13,7 @@ import torch
 
 import sharpkern
 from sharpkern import analysis, bench, ops, toy, train, verify
+from sharpkern.usage import MissingExtraError, UsageError
 
 
 def _version(package: str) -> str:
@@ -109,10 +110,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; that of the process if None.
 
     Returns:
-        The exit status.
+        The exit status: that of the command, or 2 where it cannot do what was asked; the reason goes to the standard
+        error. Any other error is a fault of ours and is raised.
     """
     args = parser().parse_args(arguments)
-    status: int = args.run(args)
+    try:
+        status: int = args.run(args)
+    except (UsageError, MissingExtraError, OSError) as error:
+        print(f"sharpkern {args.command}: {error}", file=sys.stderr)
+        return 2
     return status
 
 

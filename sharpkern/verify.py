@@ -50,7 +50,7 @@ SIZES = (1, 7, 64, 1000, 4097, 40001)
 
 # In units in the last place of the output's dtype, at the size of what was added up: arithmetic of a few roundings.
 BOUND = 4.0
-# The norm rounds to float32 once a term and adds 2048 of them in 64 lanes before it turns to float64.
+# The norm rounds to float32 once a term and adds up to 32 of them in each lane before it turns to float64.
 NORM_BOUND = 16.0
 LARGEST = 6.7  # of all normal numbers that are drawn
 

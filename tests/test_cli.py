@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 import sharpkern
 from sharpkern import cli, ops, verify
+from sharpkern.usage import MissingExtraError, UsageError
 
 Arguments = dict[str, Any]
 
@@ -118,6 +120,21 @@ def test_a_wrong_command_line(arguments: list[str], message: str, capsys: pytest
         cli.main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [UsageError("wrong"), MissingExtraError("missing"), FileNotFoundError("no file")])
+def test_what_a_command_cannot_do_is_said_in_a_line(
+    error: Exception, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli.verify, "run", Mock(side_effect=error))
+    assert cli.main(["verify"]) == 2
+    assert capsys.readouterr().err == f"sharpkern verify: {error}\n"
+
+
+def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.verify, "run", Mock(side_effect=ValueError("a fault")))
+    with pytest.raises(ValueError, match="a fault"):
+        cli.main(["verify"])
 
 
 def test_help_and_version_name_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import math
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from sharpkern import train
+from sharpkern import cli
 from sharpkern.train.data.images import Images, load
 from sharpkern.train.networks import NETWORKS, make
 from sharpkern.train.presets import PRESETS
@@ -41,9 +40,7 @@ def few(digits: Images) -> Images:
 
 
 def command(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    return train.main(parser.parse_args([str(argument) for argument in arguments]))
+    return cli.main(["train", *map(str, arguments)])
 
 
 def one(preset: str, method: str, **options: Any) -> Job:

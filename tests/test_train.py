@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import math
@@ -17,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from sharpkern import EvolutionStrategies, train
+from sharpkern import EvolutionStrategies, cli, train
 from sharpkern.train import experiment
 from sharpkern.train.data import CLASSES, TRAIN_IMAGES, Digits, batches, flip_labels, load_digits, shifted
 from sharpkern.train.figure import draw, read_curves
@@ -41,9 +40,7 @@ def digits() -> Digits:
 
 
 def command(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    train.add_arguments(parser)
-    return train.main(parser.parse_args([str(argument) for argument in arguments]))
+    return cli.main(["train", *map(str, arguments)])
 
 
 def ignore(passes: int) -> None:
@@ -349,13 +346,10 @@ def test_a_missing_extra_is_told(capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_the_package_and_its_parser_need_no_extra() -> None:
     code = """if True:
-        import argparse, sys
+        import sys
         sys.modules.update(dict.fromkeys(("sklearn", "rich", "matplotlib")))
-        from sharpkern import train
-        parser = argparse.ArgumentParser()
-        train.add_arguments(parser)
-        parser.parse_args([])
-        raise SystemExit(train.main(parser.parse_args([])))
+        from sharpkern import cli
+        raise SystemExit(cli.main(["train"]))
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,25 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from sharpkern.train.data import load_digits
-from sharpkern.train.network import make_network
-
-
-def digits_network() -> nn.Module:
-    """The network that `sharpkern train` trains, with weights to be replaced."""
-    return make_network(0)
-
-
-def digits_test() -> tuple[Tensor, Tensor]:
-    """Its test images (599, 1, 8, 8) and labels."""
-    digits = load_digits()
-    return digits.test_images, digits.test_labels
-
-
-def digits_training() -> tuple[Tensor, Tensor]:
-    """Its training images (1198, 1, 8, 8) and labels, none of them flipped."""
-    digits = load_digits()
-    return digits.train_images, digits.train_labels
+from sharpkern.train.data.images import SOURCES, load
+from sharpkern.train.networks import NETWORKS, make
+from sharpkern.usage import UsageError, usable_device
 
 
 @dataclass(frozen=True)
@@ -74,63 +58,121 @@ class Subject:
         return [Subject(self.name, self.model, self.inputs[i : i + size], self.targets[i : i + size]) for i in whole]
 
 
-def load_subject(name: str, path: Path, network: str, data: str, device: str) -> Subject:
-    """Makes the network, loads its weights and the data.
+@dataclass(frozen=True)
+class Choice:
+    """What checkpoints belong to and are looked at with.
+
+    Attributes:
+        network: A network of the presets, such as "resnet20", or "module:factory" of what returns one.
+        data: "digits", "cifar10" or "cifar100", whose test images are taken, standardised as the presets do; or
+            "module:callable" of what returns inputs and targets.
+        folder: Where CIFAR's files are.
+        examples: How many are looked at, the first ones; None for all.
+        device: Where all of it goes.
+    """
+
+    network: str = "small"
+    data: str = "digits"
+    folder: Path | None = None
+    examples: int | None = None
+    device: str = "cpu"
+
+    def make_network(self) -> nn.Module:
+        """The network, with weights to be replaced.
+
+        Returns:
+            A module from inputs to logits (n, classes).
+
+        Raises:
+            UsageError: It cannot be had; says why.
+        """
+        if self.network in NETWORKS:
+            if self.data not in SOURCES:
+                raise UsageError(f"network {self.network!r} is made for the data of a preset: {', '.join(SOURCES)}")
+            source = SOURCES[self.data]
+            return make(self.network, source.shape[0], source.classes, 0)
+        model = resolve("network", self.network, NETWORKS)()
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"network {self.network}: returned a {type(model).__name__}, wanted a torch.nn.Module")
+        return model
+
+    def load_data(self) -> tuple[Tensor, Tensor]:
+        """Inputs and targets.
+
+        Returns:
+            As many examples as are wanted.
+
+        Raises:
+            UsageError: They cannot be had; says why.
+        """
+        if self.data in SOURCES:
+            images = load(self.data, self.folder)
+            inputs, targets = images.standardise(images.test_images), images.test_labels
+        else:
+            inputs, targets = resolve("data", self.data, SOURCES)()
+        if self.examples is not None and not 1 <= self.examples <= len(targets):
+            raise UsageError(f"examples={self.examples}: there are {len(targets)}")
+        return inputs[: self.examples], targets[: self.examples]
+
+
+def load_subjects(paths: Mapping[str, Path], choice: Choice) -> list[Subject]:
+    """Loads the data once, and a network for each file.
 
     Args:
-        name: Of the subject.
-        path: A file that torch.save wrote: a state_dict, or a mapping that has it under "model" or "state_dict".
-        network: "module:factory" of what returns the network.
-        data: "module:callable" of what returns inputs and targets.
-        device: Where all of it goes.
+        paths: By the name of the subject: a file that torch.save wrote, a state_dict or a mapping that has it under
+            "model" or "state_dict".
+        choice: The network and the data.
 
     Returns:
-        The subject.
+        A subject a file.
 
     Raises:
-        ValueError: One of them cannot be had; says which, and why.
+        UsageError: Something of that cannot be had; says what, and why.
     """
-    model = resolve("network", network)()
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"network {network}: returned a {type(model).__name__}, wanted a torch.nn.Module")
-    try:
-        model.load_state_dict(_weights(path))
-    except (OSError, EOFError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
-        raise ValueError(f"{path}: no checkpoint of the network {network}: {error}") from error
-    inputs, targets = resolve("data", data)()
-    return Subject(name, model.to(device).eval(), inputs.to(device), targets.to(device))
+    device = usable_device(choice.device)
+    inputs, targets = (part.to(device) for part in choice.load_data())
+    subjects = []
+    for name, path in paths.items():
+        model = choice.make_network()
+        try:
+            model.load_state_dict(_weights(path))
+        except (OSError, EOFError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
+            raise UsageError(f"{path}: no checkpoint of the network {choice.network}: {error}") from error
+        subjects.append(Subject(name, model.to(device).eval(), inputs, targets))
+    return subjects
 
 
 def _weights(path: Path) -> Mapping[str, Any]:
     found = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(found, Mapping):
-        raise ValueError(f"it holds a {type(found).__name__}, wanted a state_dict")
+        raise UsageError(f"it holds a {type(found).__name__}, wanted a state_dict")
     for key in ("model", "state_dict"):
         if isinstance(found.get(key), Mapping):
             return dict(found[key])
     return dict(found)
 
 
-def resolve(kind: str, name: str) -> Any:
+def resolve(kind: str, name: str, known: Iterable[str]) -> Any:
     """What an import path names; modules in the current folder count.
 
     Args:
         kind: What it is, for the error.
         name: "module:attribute".
+        known: What else could have been named, for the error.
 
     Returns:
         The object.
 
     Raises:
-        ValueError: There is no such thing.
+        UsageError: There is no such thing.
     """
     if ":" not in name:
-        raise ValueError(f"{kind} {name!r}: wanted module:callable, such as networks:resnet")
+        raise UsageError(f"{kind} {name!r}: wanted module:callable, or one of {', '.join(known)}")
     try:
         with _current_folder():
             return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{kind} {name!r}: {error}") from error
+        raise UsageError(f"{kind} {name!r}: {error}") from error
 
 
 @contextmanager

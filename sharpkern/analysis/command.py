@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sharpkern.analysis import figure, grid, measure
-from sharpkern.analysis.checkpoint import Subject, load_subject
-from sharpkern.analysis.extra import require_extra
+from sharpkern.analysis.checkpoint import Choice, Subject, load_subjects
 from sharpkern.analysis.report import Number, Stage, stages, table
 from sharpkern.analysis.rows import write_rows
-from sharpkern.train.options import MissingExtraError
+from sharpkern.train.data.images import SOURCES
+from sharpkern.train.networks import NETWORKS
+from sharpkern.usage import UsageError, require_extra
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-HERE = "sharpkern.analysis.checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,15 +27,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Measures how flat the loss is around trained weights: worst-case and mean sharpness, the Hessian, curves over "
         "the radius of a perturbation, the loss over a plane. Prints a table; writes figures and their data as CSV."
     )
-    add = parser.add_argument
+    add, default = parser.add_argument, Choice()
     add("checkpoints", nargs="*", type=Path, metavar="CHECKPOINT", help="files of a state_dict, compared side by side")
-    add("--network", default=f"{HERE}:digits_network", help="module:factory of the network (default: %(default)s)")
+    add(
+        "--network",
+        default=default.network,
+        help=f"{', '.join(NETWORKS)}, or module:factory of a network of your own (default: %(default)s)",
+    )
     add(
         "--data",
-        default=f"{HERE}:digits_test",
-        help=f"module:callable that returns inputs and classes (default: %(default)s; also {HERE}:digits_training)",
+        default=default.data,
+        help=f"test images of {', '.join(SOURCES)}, or module:callable of what returns inputs and classes "
+        "(default: %(default)s)",
     )
-    add("--device", default="cpu", help="where to compute (default: %(default)s)")
+    add("--data-dir", type=Path, help="folder with CIFAR's files")
+    add("--examples", type=int, help="look at the first so many (default: all)")
+    add("--device", default=default.device, help="where to compute (default: %(default)s)")
     add("--batch-size", type=int, default=128, help="of the Fisher's batches (default: %(default)s)")
     add("--seed", type=int, default=0, help="of noise, probes and directions (default: %(default)s)")
     add("--hessian", action="store_true", help="trace and largest eigenvalue of the Hessian")
@@ -60,30 +65,22 @@ def main(args: argparse.Namespace) -> int:
         args: What a parser with `add_arguments` gave.
 
     Returns:
-        The exit status: 0, or 2 where an option is wrong, a package is missing or a file cannot be read or written; the
-        reason goes to the standard error.
+        The exit status, 0.
+
+    Raises:
+        MissingExtraError: A package of the extra `analysis` is not installed.
+        UsageError: An option is wrong, or a file is not what it should be.
+        OSError: The folder of the results cannot be made or written to.
     """
-    try:
-        require_extra("sharpkern sharpness", "scipy", "matplotlib", "rich", "sklearn")
-        _run(args)
-    except (MissingExtraError, ValueError, OSError) as error:
-        print(f"sharpkern sharpness: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def _run(args: argparse.Namespace) -> None:
+    require_extra("sharpkern sharpness", "analysis", "scipy", "matplotlib", "rich", "sklearn")
     from rich.console import Console
 
     if not args.checkpoints and not args.grid:
-        raise ValueError("wanted a CHECKPOINT, or --grid")
+        raise UsageError("wanted a CHECKPOINT, or --grid")
     if args.longest is not None and not 0 < args.longest < math.inf:
-        raise ValueError(f"--longest {args.longest}: wanted a finite number > 0")
-    names = _names(args.checkpoints)
-    subjects = [
-        load_subject(name, path, args.network, args.data, args.device)
-        for name, path in zip(names, args.checkpoints, strict=True)
-    ]
+        raise UsageError(f"--longest {args.longest}: wanted a finite number > 0")
+    choice = Choice(args.network, args.data, args.data_dir, args.examples, args.device)
+    subjects = load_subjects(_named(args.checkpoints), choice) if args.checkpoints else []
     cells = grid.grid_cells(args.rhos, args.etas, args.seeds, args.epochs, args.noise) if args.grid else []
     out: Path = args.out or Path("runs") / f"sharpness-{datetime.now():%Y%m%d-%H%M%S}"
     out.mkdir(parents=True, exist_ok=True)
@@ -103,6 +100,7 @@ def _run(args: argparse.Namespace) -> None:
             written += [path, *figure.draw_grid(path, args.epochs, args.noise)]
     for path in written:
         console.print(path, highlight=False, soft_wrap=True)
+    return 0
 
 
 def _numbers_of(
@@ -122,10 +120,10 @@ def _figure(path: Path, rows: Iterable[dict[str, object]], draw: Callable[[Path]
     return [write_rows(path, rows), *draw(path)]
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The shortest names that tell the files apart: stems, or whole paths."""
+def _named(paths: Sequence[Path]) -> dict[str, Path]:
+    """The files by the shortest names that tell them apart: stems, or whole paths."""
     stems = [path.stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
+    return dict(zip(stems if len(set(stems)) == len(stems) else map(str, paths), paths, strict=True))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""The figures, each drawn from its CSV file alone, as PNG and PDF beside it. All of them can be read without colour."""
+"""The figures, each drawn from its CSV file alone, as PNG, PDF and SVG beside it; to be read without colour."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def draw_grid(data: Path, epochs: int, noise: float) -> list[Path]:
 
 
 def _save(figure: Figure, data: Path) -> list[Path]:
-    paths = [data.with_suffix(ending) for ending in (".png", ".pdf")]
+    paths = [data.with_suffix(ending) for ending in (".png", ".pdf", ".svg")]
     for path in paths:
         figure.savefig(path, dpi=160)
     return paths

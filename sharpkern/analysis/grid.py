@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from sharpkern.analysis.rows import read_rows, write_rows
 from sharpkern.train.data import Digits, batches, flip_labels, load_digits, shifted
 from sharpkern.train.network import make_network
+from sharpkern.usage import UsageError
 from sharpkern.variants import FisherSAM
 
 RHOS = (0.01, 0.05, 0.1, 0.5, 1.0)
@@ -92,10 +93,10 @@ def grid_cells(
         The cells.
 
     Raises:
-        ValueError: An option is out of range.
+        UsageError: An option is out of range.
     """
     if not rhos or not etas or min(rhos) < 0 or min(etas) < 0 or seeds < 1 or epochs < 1 or not 0 <= noise < 1:
-        raise ValueError(
+        raise UsageError(
             f"rhos={tuple(rhos)}, etas={tuple(etas)}, seeds={seeds}, epochs={epochs}, noise={noise}: wanted rho and "
             "eta >= 0, at least one of each, of seeds and of epochs, and 0 <= noise < 1"
         )

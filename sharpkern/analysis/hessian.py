@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sharpkern.analysis.estimate import Estimate
-from sharpkern.analysis.extra import require_extra
 from sharpkern.analysis.gradients import Loss
+from sharpkern.usage import require_extra
 
 
 class Hessian:
@@ -92,7 +92,7 @@ def top_eigenvalue(hessian: Hessian, tolerance: float = 1e-4, seed: int = 0) -> 
         MissingExtraError: scipy is not installed.
         ArpackNoConvergence: It did not converge (scipy.sparse.linalg has the class): raise the tolerance.
     """
-    require_extra("top_eigenvalue", "scipy")
+    require_extra("top_eigenvalue", "analysis", "scipy")
     from scipy.sparse.linalg import LinearOperator, eigsh  # type: ignore[import-untyped]
 
     generator = torch.Generator().manual_seed(seed)

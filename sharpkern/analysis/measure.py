@@ -15,6 +15,7 @@ from sharpkern.analysis.kinds import KINDS
 from sharpkern.analysis.perturb import perturbation_curve, sharpness
 from sharpkern.analysis.report import Advance, Number, Stage
 from sharpkern.analysis.surface import filter_normalised, loss_surface
+from sharpkern.usage import UsageError
 
 T = TypeVar("T")
 DRAWS = 8  # of Gaussian noise
@@ -59,11 +60,11 @@ def trace_ratio(subject: Subject, batch_size: int, stage: Stage) -> Iterator[Num
         A row of the table.
 
     Raises:
-        ValueError: There are fewer examples than one batch wants.
+        UsageError: There are fewer examples than one batch wants.
     """
     batches = subject.batches(batch_size)
     if not batches:
-        raise ValueError(f"batch size {batch_size}: there are {len(subject.targets)} examples")
+        raise UsageError(f"batch size {batch_size}: there are {len(subject.targets)} examples")
     advance = stage(f"{subject.name}: Fisher", 2 * len(batches))
     losses = [_counted(batch.loss, advance) for batch in batches]
     yield Number(subject.name, f"tr(F F̄⁻¹), batches of {batch_size}", fisher_trace(losses, subject.parameters))

@@ -7,6 +7,6 @@ a run starts, not before.
 """
 
 from sharpkern.bench.command import add_arguments, main
-from sharpkern.bench.options import MissingExtraError, Options
+from sharpkern.bench.options import Options
 
-__all__ = ["MissingExtraError", "Options", "add_arguments", "main"]
+__all__ = ["Options", "add_arguments", "main"]

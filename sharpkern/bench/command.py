@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import sys
 from pathlib import Path
 
 from sharpkern.bench import figure, report, results
 from sharpkern.bench.experiment import run
-from sharpkern.bench.options import NAMES, SHORT, MissingExtraError, Options, require_extra
+from sharpkern.bench.options import NAMES, SHORT, Options
 from sharpkern.bench.shapes import SHAPES
+from sharpkern.usage import require_extra
 
 WIDTH = 100  # characters of a table where there is no terminal
 
@@ -47,21 +47,19 @@ def main(args: argparse.Namespace) -> int:
         args: What a parser with `add_arguments` gave.
 
     Returns:
-        The exit status: 0, or 2 where an option is wrong, a package is missing or the folder cannot be written; the
-        reason goes to the standard error.
+        The exit status, 0.
+
+    Raises:
+        MissingExtraError: A package of the extra `bench` that every run needs is not installed.
+        UsageError: An option is wrong, or the folder has rows of another version.
+        OSError: The folder of the results cannot be made or written to.
     """
-    try:
-        require_extra()
-        options = options_of(args)
-    except (MissingExtraError, ValueError) as error:
-        return _refuse(error)
+    require_extra("sharpkern bench", "bench", "rich", "matplotlib")
+    options = options_of(args)
     folder = options.out or Path("runs") / datetime.datetime.now().astimezone().strftime("bench-%Y%m%d-%H%M%S")
     path = folder / "bench.csv"
-    try:
-        measure(options, path)
-        paths = figure.draw(results.current(results.read(path)), folder, ("png", "pdf"))
-    except (OSError, ValueError) as error:
-        return _refuse(error)
+    measure(options, path)
+    paths = figure.draw(results.current(results.read(path)), folder, ("png", "pdf"))
     if paths:
         print("figures:", *paths)
     return 0
@@ -90,8 +88,3 @@ def options_of(args: argparse.Namespace) -> Options:
         overhead=args.overhead,
         out=args.out,
     )
-
-
-def _refuse(error: Exception) -> int:
-    print(f"sharpkern bench: {error}", file=sys.stderr)
-    return 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,28 +11,12 @@ from sharpkern import ops
 from sharpkern.bench import shapes as known
 from sharpkern.bench.provenance import affinity
 from sharpkern.construct import DTYPES
+from sharpkern.usage import UsageError
 
 SHORT = ("small", "resnet20", "resnet50")
 NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 SIZES = tuple(f"1x{10**k}" for k in range(3, 10))
 TENSORS = tuple(known.spread_over(2_000_000, n) for n in (1, 65, 161, 600, 2000))
-
-
-class MissingExtraError(ImportError):
-    """A package of the extra `bench` that every run needs is not installed."""
-
-
-def require_extra() -> None:
-    """Looks for what table and figure need, before anything is measured.
-
-    Raises:
-        MissingExtraError: Names what is missing and the command that installs it.
-    """
-    missing = [name for name in ("rich", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            f'`sharpkern bench` needs {", ".join(missing)}, not installed here: pip install "sharpkern[bench]"'
-        )
 
 
 @dataclass(frozen=True)
@@ -65,24 +48,24 @@ class Options:
         """Checks every option.
 
         Raises:
-            ValueError: Says what came and what was wanted.
+            UsageError: Says what came and what was wanted.
         """
         for name in self.shapes:
             known.find(name)
         for name in self.dtypes:
             if name not in NAMES:
-                raise ValueError(f"dtype {name!r}: wanted some of {', '.join(NAMES)}")
+                raise UsageError(f"dtype {name!r}: wanted some of {', '.join(NAMES)}")
         for threads in self.threads:
             if not 1 <= threads <= len(affinity()):
-                raise ValueError(f"threads={threads}: wanted 1 to {len(affinity())}, the cores of this process")
+                raise UsageError(f"threads={threads}: wanted 1 to {len(affinity())}, the cores of this process")
         if self.overhead and (self.shapes or self.full):
-            raise ValueError("overhead takes the training steps of one network: wanted neither shapes nor full with it")
+            raise UsageError("overhead takes the training steps of one network: wanted neither shapes nor full with it")
         if self.repeats < 0:
-            raise ValueError(f"repeats={self.repeats}: wanted a number of turns, or 0 for as many as fit the time")
+            raise UsageError(f"repeats={self.repeats}: wanted a number of turns, or 0 for as many as fit the time")
         if self.device not in {"cpu", "cuda"}:
-            raise ValueError(f"device={self.device!r}: wanted cpu or cuda")
+            raise UsageError(f"device={self.device!r}: wanted cpu or cuda")
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda': torch finds no GPU")
+            raise UsageError("device='cuda': torch finds no GPU")
         ops.choose("auto", torch.device(self.device))
 
     def chosen_shapes(self) -> tuple[str, ...]:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sharpkern.usage import UsageError
+
 Row = Mapping[str, Any]
 
 ABOUT = (
@@ -33,7 +35,7 @@ def append(path: Path, rows: Iterable[Row], fields: Sequence[str] = FIELDS) -> N
         fields: The columns.
 
     Raises:
-        ValueError: The file is there and has other columns.
+        UsageError: The file is there and has other columns.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists()
@@ -41,7 +43,7 @@ def append(path: Path, rows: Iterable[Row], fields: Sequence[str] = FIELDS) -> N
         with path.open(newline="", encoding="utf-8") as file:
             found = next(csv.reader(file), [])
         if found != list(fields):
-            raise ValueError(f"{path} has the columns {','.join(found)}: wanted {','.join(fields)}; take another file")
+            raise UsageError(f"{path} has the columns {','.join(found)}: wanted {','.join(fields)}; take another file")
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)
         if new:

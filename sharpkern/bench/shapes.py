@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from sharpkern.usage import UsageError
+
 Shape = tuple[int, ...]
 
 
@@ -104,13 +106,13 @@ def find(name: str) -> list[Shape]:
         The shapes.
 
     Raises:
-        ValueError: There are none of that name.
+        UsageError: There are none of that name.
     """
     if name in SHAPES:
         return SHAPES[name]()
     equal = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name)
     if equal is None:
-        raise ValueError(f"shapes {name!r}: wanted one of {', '.join(SHAPES)}, or tensors x elements such as 65x1000")
+        raise UsageError(f"shapes {name!r}: wanted one of {', '.join(SHAPES)}, or tensors x elements such as 65x1000")
     return [(int(equal[2]),)] * int(equal[1])
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
-import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +11,7 @@ from pathlib import Path
 from sharpkern.toy import figure
 from sharpkern.toy.loss import SMOOTHED, Minimum, minima
 from sharpkern.toy.path import SCENES, trajectory
+from sharpkern.usage import require_extra
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,18 +30,16 @@ def main(args: argparse.Namespace) -> int:
         args: What a parser with `add_arguments` gave.
 
     Returns:
-        The exit status: 0, or 2 where matplotlib is missing or the folder cannot be written.
+        The exit status, 0.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+        OSError: The folder of the results cannot be made or written to.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        print('sharpkern toy: needs matplotlib: pip install "sharpkern[train]"', file=sys.stderr)
-        return 2
+    require_extra("sharpkern toy", "train", "matplotlib")
     out: Path = args.out or Path("runs") / f"toy-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        _run(out)
-    except OSError as error:
-        print(f"sharpkern toy: {error}", file=sys.stderr)
-        return 2
+    out.mkdir(parents=True, exist_ok=True)
+    _run(out)
     return 0
 
 

@@ -9,7 +9,7 @@ The presets: `presets` holds them, a paper a module; `networks` what they train;
 from sharpkern.train.command import add_arguments, main
 from sharpkern.train.experiment import run
 from sharpkern.train.methods import METHODS, Method
-from sharpkern.train.options import MissingExtraError, Options
+from sharpkern.train.options import Options
 from sharpkern.train.results import Result, Run
 
-__all__ = ["METHODS", "Method", "MissingExtraError", "Options", "Result", "Run", "add_arguments", "main", "run"]
+__all__ = ["METHODS", "Method", "Options", "Result", "Run", "add_arguments", "main", "run"]

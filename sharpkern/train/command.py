@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from dataclasses import fields
 from pathlib import Path
 
 from sharpkern import ops
 from sharpkern.train.experiment import run
 from sharpkern.train.methods import METHODS
-from sharpkern.train.options import CONDITIONS, MissingExtraError, Options, require_extra, split_names
+from sharpkern.train.options import CONDITIONS, Options, require_packages, split_names
 from sharpkern.train.protocol import command as protocol
 
 
@@ -49,26 +48,18 @@ def main(args: argparse.Namespace) -> int:
         args: What a parser with `add_arguments` gave.
 
     Returns:
-        The exit status: 0, or 2 where an option is wrong, a package or a file is missing or the folder cannot be
-        written; the reason goes to the standard error. 130 where a run of presets was interrupted.
+        The exit status: 0, or 130 where a run of presets was interrupted.
+
+    Raises:
+        MissingExtraError: A package of the extra `train` is not installed.
+        UsageError: An option is wrong, or a file is missing or not what it should be.
+        OSError: The folder of the results cannot be made or written to.
     """
-    try:
-        if protocol.asked(args):
-            return protocol.main(args)
-        require_extra()
-        options = _options(args)
-    except (MissingExtraError, ValueError, OSError) as error:
-        return _refuse(error)
-    try:
-        run(options)
-    except OSError as error:
-        return _refuse(error)
+    if protocol.asked(args):
+        return protocol.main(args)
+    require_packages()
+    run(_options(args))
     return 0
-
-
-def _refuse(error: Exception) -> int:
-    print(f"sharpkern train: {error}", file=sys.stderr)
-    return 2
 
 
 def _options(args: argparse.Namespace) -> Options:

@@ -19,7 +19,7 @@ from sharpkern.train import figure, report
 from sharpkern.train.data import Digits, batches, flip_labels, load_digits, shifted
 from sharpkern.train.methods import METHODS, Batch, Method, Setup
 from sharpkern.train.network import make_network
-from sharpkern.train.options import Options, require_extra
+from sharpkern.train.options import Options, require_packages
 from sharpkern.train.results import Epoch, Result, Run, write_curves, write_runs
 from sharpkern.train.threads import threads
 
@@ -43,7 +43,7 @@ def run(options: Options, console: Console | None = None) -> Result:
         MissingExtraError: A package of the extra `train` is not installed.
         OSError: The folder of the results cannot be made or written to.
     """
-    require_extra()
+    require_packages()
     from rich.console import Console
 
     console = console or Console()

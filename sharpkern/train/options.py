@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sharpkern import ops
 from sharpkern.train.data import TRAIN_IMAGES
 from sharpkern.train.methods import METHODS
+from sharpkern.usage import UsageError, require_extra, usable_device
 
 CONDITIONS = ("clean", "noisy")
 
 
-class MissingExtraError(ImportError):
-    """A package of the extra `train` is not installed."""
-
-
-def require_extra() -> None:
-    """Looks for all that a run needs beyond torch, so that none ends for want of it after the training.
+def require_packages() -> None:
+    """Looks for all that a run needs beyond torch.
 
     Raises:
-        MissingExtraError: Names what is missing and the command that installs it.
+        MissingExtraError: One is not installed.
     """
-    packages = {"sklearn": "scikit-learn", "rich": "rich", "matplotlib": "matplotlib", "PIL": "pillow"}
-    missing = [title for name, title in packages.items() if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingExtraError(
-            f'`sharpkern train` needs {", ".join(missing)}, not installed here: pip install "sharpkern[train]"'
-        )
+    require_extra("sharpkern train", "train", "sklearn", "rich", "matplotlib", "PIL")
 
 
 @dataclass(frozen=True)
@@ -81,19 +70,19 @@ class Options:
         """Checks every option.
 
         Raises:
-            ValueError: Says what came, what was wanted and, for a name, what there is.
+            UsageError: Says what came, what was wanted and, for a name, what there is.
         """
         known("method", self.methods, METHODS)
         known("condition", self.conditions, CONDITIONS)
         for name in ("epochs", "seeds", "batch_size", "threads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: wanted at least 1")
+                raise UsageError(f"{name}={getattr(self, name)}: wanted at least 1")
         if self.batch_size > TRAIN_IMAGES:
-            raise ValueError(f"batch_size={self.batch_size}: wanted at most {TRAIN_IMAGES}, all training images")
+            raise UsageError(f"batch_size={self.batch_size}: wanted at most {TRAIN_IMAGES}, all training images")
         if not 0 < self.noise < 1:
-            raise ValueError(f"noise={self.noise}: wanted the share of labels to flip, between 0 and 1")
+            raise UsageError(f"noise={self.noise}: wanted the share of labels to flip, between 0 and 1")
         if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr={self.lr}: wanted a finite number > 0")
+            raise UsageError(f"lr={self.lr}: wanted a finite number > 0")
         self.chosen_backend()
 
     def chosen_backend(self) -> str:
@@ -103,12 +92,13 @@ class Options:
             Its name, where "auto" has been decided.
 
         Raises:
-            ValueError: The device or the backend cannot be used.
+            UsageError: The device or the backend cannot be used.
         """
+        device = usable_device(self.device)
         try:
-            return ops.choose(self.backend, torch.empty(0, device=self.device).device)[0]
-        except (AssertionError, RuntimeError) as error:
-            raise ValueError(f"device={self.device!r}, {str(error).splitlines()[0]}") from error
+            return ops.choose(self.backend, device)[0]
+        except RuntimeError as error:
+            raise UsageError(f"device={self.device!r}, {str(error).splitlines()[0]}") from error
 
 
 def split_names(text: str) -> tuple[str, ...]:
@@ -125,13 +115,13 @@ def known(kind: str, names: Iterable[str], table: Iterable[str]) -> None:
         table: What there is.
 
     Raises:
-        ValueError: None came, one twice, or one that there is not; says what there is.
+        UsageError: None came, one twice, or one that there is not; says what there is.
     """
     names, table = tuple(names), tuple(table)
     if not names:
-        raise ValueError(f"no {kind} was named: choose from {', '.join(table)}")
+        raise UsageError(f"no {kind} was named: choose from {', '.join(table)}")
     for name in names:
         if name not in table:
-            raise ValueError(f"unknown {kind} {name!r}: choose from {', '.join(table)}")
+            raise UsageError(f"unknown {kind} {name!r}: choose from {', '.join(table)}")
     if len(set(names)) < len(names):
-        raise ValueError(f"a {kind} was named twice: {', '.join(names)}")
+        raise UsageError(f"a {kind} was named twice: {', '.join(names)}")

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sharpkern.usage import UsageError
+
 PIXELS = 3 * 32 * 32
 
 
-class DataError(ValueError):
+class DataError(UsageError):
     """The files of a data set are missing or are not the published ones."""
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from sharpkern import SharpnessAware
 from sharpkern.train.methods import Style, one_pass, two_passes
+from sharpkern.usage import UsageError
 
 Printed = tuple[Decimal, Decimal]  # accuracy in percent and what stands after it, digit for digit
 
@@ -175,7 +176,7 @@ class Preset:
             In the order of the table.
 
         Raises:
-            ValueError: The table has none there that can be run; says why.
+            UsageError: The table has none there that can be run; says why.
         """
         if data == "digits":
             kinds: dict[object, Setting] = {}
@@ -190,7 +191,7 @@ class Preset:
         reasons = ", ".join(dict.fromkeys(s.why_not for s in self.settings if s.why_not))
         known = ", ".join(dict.fromkeys(s.data for s in self.settings if not s.why_not))
         why = f"it has digits{known and ', '}{known}" + (f"; {reasons}" if reasons else "")
-        raise ValueError(f"--preset {self.name} has nothing on --data {data}: {why}")
+        raise UsageError(f"--preset {self.name} has nothing on --data {data}: {why}")
 
 
 def figures(text: str) -> list[Printed]:

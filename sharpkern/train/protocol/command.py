@@ -10,13 +10,14 @@ from typing import Any
 
 from sharpkern.train.data.images import SOURCES
 from sharpkern.train.networks import NETWORKS
-from sharpkern.train.options import require_extra, split_names
+from sharpkern.train.options import require_packages, split_names
 from sharpkern.train.presets import PRESETS
 from sharpkern.train.protocol import ledger, report
 from sharpkern.train.protocol.estimate import dry_run
 from sharpkern.train.protocol.job import jobs
 from sharpkern.train.protocol.request import Request
 from sharpkern.train.protocol.runner import RESULTS, run
+from sharpkern.usage import UsageError
 
 ALL = "all"
 FIXED = ("conditions", "noise", "batch_size", "lr")  # by the preset
@@ -51,13 +52,13 @@ def asked(args: argparse.Namespace) -> bool:
         True with --list or --preset.
 
     Raises:
-        ValueError: An option of presets came without --preset.
+        UsageError: An option of presets came without --preset.
     """
     if args.list or args.preset is not None:
         return True
     for name in OURS:
         if getattr(args, name):
-            raise ValueError(f"--{name.replace('_', '-')} needs --preset; sharpkern train --list says which there are")
+            raise UsageError(f"--{name.replace('_', '-')} needs --preset; sharpkern train --list says which there are")
     return False
 
 
@@ -72,14 +73,14 @@ def main(args: argparse.Namespace) -> int:
 
     Raises:
         MissingExtraError: A package of the extra `train` is not installed.
-        ValueError: An option is wrong, or a file is missing.
+        UsageError: An option is wrong, or a file is missing.
         OSError: The folder of the results cannot be made or written to.
     """
     if args.list:
         _list()
         return 0
     request = _request(args)
-    require_extra()
+    require_packages()
     try:
         if args.dry_run:
             dry_run(request)
@@ -107,7 +108,7 @@ def _list() -> None:
 def _request(args: argparse.Namespace) -> Request:
     for name in FIXED:
         if getattr(args, name) is not None:
-            raise ValueError(f"--{name.replace('_', '-')} is fixed by the preset")
+            raise UsageError(f"--{name.replace('_', '-')} is fixed by the preset")
     names = {field.name for field in fields(Request)}
     given: dict[str, Any] = {k: value for k, value in vars(args).items() if k in names and value is not None}
     for name in ("networks", "methods"):

@@ -15,6 +15,7 @@ from sharpkern.train.data.images import SOURCES, Source
 from sharpkern.train.networks import NETWORKS
 from sharpkern.train.presets import PRESETS, Contender, Preset, Setting
 from sharpkern.train.protocol.request import Request
+from sharpkern.usage import UsageError
 
 COLUMNS = (
     "preset",
@@ -141,7 +142,7 @@ def jobs(request: Request) -> list[Job]:
         In the order in which they run.
 
     Raises:
-        ValueError: A preset has nothing on the data, or wants a checkpoint file.
+        UsageError: A preset has nothing on the data, or wants a checkpoint file.
     """
     return [job for name in request.presets for job in _jobs(PRESETS[name], request)]
 
@@ -160,7 +161,7 @@ def _jobs(preset: Preset, request: Request) -> list[Job]:
     contenders = [c for c in preset.contenders if not request.methods or c.name in request.methods]
     if not settings:
         has = ", ".join(dict.fromkeys(setting.network for setting in preset.settings_on(request.data)))
-        raise ValueError(f"--networks {','.join(request.networks)}: {preset.name} has {has} on {request.data}")
+        raise UsageError(f"--networks {','.join(request.networks)}: {preset.name} has {has} on {request.data}")
     epochs = request.epochs or (short.epochs if short else preset.epochs)
     seeds = request.seeds or (short.seeds if short else preset.seeds)
     start = _start(preset, request)
@@ -183,13 +184,13 @@ def _jobs(preset: Preset, request: Request) -> list[Job]:
 def _start(preset: Preset, request: Request) -> str:
     if not preset.start:
         if request.checkpoint is not None:
-            raise ValueError(f"--checkpoint: {preset.name} starts from random weights")
+            raise UsageError(f"--checkpoint: {preset.name} starts from random weights")
         return ""
     if request.checkpoint is not None:
         return f"{request.checkpoint.name} {_md5(request.checkpoint)[:12]}"
     if request.data == "digits":
         return f"{preset.start} digits"
-    raise ValueError(
+    raise UsageError(
         f"{preset.name} on {request.data} starts from {preset.checkpoint}: give --checkpoint FILE, weights saved by "
         "torch.save under the names of DeiT's and timm's vit_base_patch16_224"
     )

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sharpkern.train.protocol.job import COLUMNS, Job
+from sharpkern.usage import UsageError
 
 Row = Mapping[str, str]
 
@@ -24,14 +25,14 @@ def read(path: Path) -> list[Row]:
         Name of a column -> text, row by row. A last line that a kill left without its end is no row.
 
     Raises:
-        ValueError: The file has other columns.
+        UsageError: The file has other columns.
     """
     lines = _whole(path).splitlines() if path.exists() else []
     if not lines:
         return []
     reader = csv.DictReader(lines)
     if tuple(reader.fieldnames or ()) != (*COLUMNS, *RESULTS):
-        raise ValueError(f"{path}: its columns are not those of this version of sharpkern; give another --out")
+        raise UsageError(f"{path}: its columns are not those of this version of sharpkern; give another --out")
     return list(reader)
 
 

@@ -9,6 +9,7 @@ from sharpkern.train.data.images import SOURCES
 from sharpkern.train.networks import NETWORKS
 from sharpkern.train.options import Options, known
 from sharpkern.train.presets import PRESETS
+from sharpkern.usage import UsageError
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Request:
         """Checks every option.
 
         Raises:
-            ValueError: Says what came and what was wanted.
+            UsageError: Says what came and what was wanted.
         """
         known("preset", self.presets, PRESETS)
         known("data set", (self.data,), SOURCES)
@@ -59,8 +60,8 @@ class Request:
             names = {contender.name for name in self.presets for contender in PRESETS[name].contenders}
             known("method", self.methods, sorted(names))
         if self.checkpoint is not None and not self.checkpoint.is_file():
-            raise ValueError(f"--checkpoint {self.checkpoint}: no such file")
+            raise UsageError(f"--checkpoint {self.checkpoint}: no such file")
         for name in ("epochs", "seeds"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name}={value}: wanted at least 1")
+                raise UsageError(f"{name}={value}: wanted at least 1")
         Options(backend=self.backend, device=self.device, threads=self.threads)  # checks these three

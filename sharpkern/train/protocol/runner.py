@@ -11,7 +11,7 @@ import torch
 import sharpkern
 from sharpkern.train import report as terminal
 from sharpkern.train.data.images import Images, load
-from sharpkern.train.options import Options, require_extra
+from sharpkern.train.options import Options, require_packages
 from sharpkern.train.protocol import ledger, report
 from sharpkern.train.protocol.job import Job, jobs
 from sharpkern.train.protocol.request import Request
@@ -34,10 +34,10 @@ def run(request: Request, console: Console | None = None) -> None:
 
     Raises:
         MissingExtraError: A package of the extra `train` is not installed.
-        ValueError: A preset cannot be run as asked, or the data's files are not right.
+        UsageError: A preset cannot be run as asked, or the data's files are not right.
         OSError: The folder of the results cannot be made or written to.
     """
-    require_extra()
+    require_packages()
     from rich.console import Console
 
     console = console or Console()
