@@ -124,6 +124,18 @@ def test_files_that_are_not_the_published_ones_are_refused(
         load(name, tmp_path)
 
 
+def test_an_archive_that_was_cut_off_is_refused(tmp_path: Path) -> None:
+    files = cifar.PUBLISHED["cifar10"]
+    packed(tmp_path, files, fake(files))
+    path = tmp_path / files.archive
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(cifar.DataError, match="not a whole archive|its MD5 sum is"):
+        load("cifar10", tmp_path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(cifar.DataError, match="not a whole archive"):
+        load("cifar10", tmp_path)
+
+
 def test_a_preset_runs_on_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = cifar.PUBLISHED["cifar10"]
     sums = unpacked(tmp_path, files, fake(files, 30))

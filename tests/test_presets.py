@@ -18,9 +18,10 @@ from sharpkern.train.networks import NETWORKS, make
 from sharpkern.train.presets import PRESETS
 from sharpkern.train.protocol import Job, Request, jobs, ledger, runner, start
 from sharpkern.train.protocol.estimate import duration
-from sharpkern.train.protocol.job import COLUMNS, kinds
+from sharpkern.train.protocol.job import COLUMNS, distinct, kinds
 from sharpkern.train.protocol.training import Outcome, Training, schedule
 from sharpkern.train.protocol.training import train as train_to_the_end
+from sharpkern.train.weights import load_weights
 
 
 @pytest.fixture(autouse=True)
@@ -134,7 +135,13 @@ def test_digits_have_the_papers_options_and_conditions(name: str) -> None:
 
 
 def test_no_two_runs_have_one_key() -> None:
-    planned = jobs(Request(tuple(PRESETS))) + jobs(Request(("fisher-sam-table-1",), data="cifar10"))
+    asked = jobs(Request(tuple(PRESETS))) + jobs(Request(("fisher-sam-table-1",), data="cifar10"))
+    planned = distinct(asked)
+    left_out = [job for job in asked if job not in planned]
+    assert {(job.preset.name, job.contender.name) for job in left_out} == {
+        ("fisher-sam-table-1", "sgd"),
+        ("fisher-sam-table-1", "fishersam"),
+    }
     assert len({job.key() for job in planned}) == len(planned)
     assert sum(len(same) for same in kinds(planned)) == len(planned)
     assert all(len({job.seed for job in same}) == len(same) for same in kinds(planned))
@@ -403,7 +410,7 @@ def test_a_head_for_other_classes_stays_new(tmp_path: Path) -> None:
     five, ten = make("tiny-vit", 1, 5, 0), make("tiny-vit", 1, 10, 1)
     new_head = ten.head.weight.clone()
     torch.save({"model": five.state_dict()}, tmp_path / "five.pt")
-    start.load_weights(ten, tmp_path / "five.pt")
+    load_weights(ten, tmp_path / "five.pt", start.HEAD)
     assert torch.equal(ten.head.weight, new_head)
     assert torch.equal(ten.pos_embed, five.pos_embed)
     assert torch.equal(ten.blocks[1].attn.qkv.weight, five.blocks[1].attn.qkv.weight)
@@ -412,10 +419,10 @@ def test_a_head_for_other_classes_stays_new(tmp_path: Path) -> None:
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     torch.save(make("small", 1, 10, 0).state_dict(), tmp_path / "small.pt")
     with pytest.raises(ValueError, match=r"weights of another network: .* names or shapes differ, as "):
-        start.load_weights(make("tiny-vit", 1, 10, 0), tmp_path / "small.pt")
+        load_weights(make("tiny-vit", 1, 10, 0), tmp_path / "small.pt")
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="no weights by name"):
-        start.load_weights(make("tiny-vit", 1, 10, 0), tmp_path / "list.pt")
+        load_weights(make("tiny-vit", 1, 10, 0), tmp_path / "list.pt")
 
 
 def test_a_start_is_trained_once_and_on_its_classes(

@@ -110,18 +110,23 @@ def test_the_digits_are_the_default() -> None:
     ("arguments", "message"),
     [
         ((), "wanted a CHECKPOINT, or --grid"),
-        (("none.pt", *OWN), "none.pt: no checkpoint.*No such file"),
-        (("own_module.py", *OWN), "own_module.py: no checkpoint of the network"),
-        (("one.pt",), "(?s)one.pt: no checkpoint of the network small: .*Missing key"),
+        (("none.pt", *OWN), "none.pt: torch.load cannot read it.*No such file"),
+        (("own_module.py", *OWN), "own_module.py: torch.load cannot read it as weights"),
+        (("one.pt",), "one.pt: weights of another network: .* names or shapes differ"),
         (("one.pt", "--network", "own_module"), "network 'own_module': wanted module:callable, or one of small, "),
         (("one.pt", "--network", "own_module:data"), "returned a tuple, wanted a torch.nn.Module"),
         (("one.pt", *OWN[:2], "--data", "own_module:missing"), "data 'own_module:missing': .*missing"),
         (("one.pt", *OWN[:2], "--data", "no_module:data"), "no_module"),
         (("one.pt", *OWN[:4], "--batch-size", "65"), "batch size 65: there are 64 examples"),
         (("one.pt", *OWN, "--curves", "--longest", "0"), "--longest 0.0: wanted a finite number > 0"),
-        (("--grid", "--epochs", "0"), "wanted rho and eta >= 0"),
+        (("--grid", "--epochs", "0"), "wanted finite rho and eta >= 0"),
         (("one.pt", *OWN, "--device", "nowhere"), "device='nowhere'"),
         (("one.pt", *OWN, "--examples", "65"), "examples=65: there are 64"),
+        (("one.pt", "--network", "own_module:number", *OWN[2:]), "'own_module:number': is a int, wanted a callable"),
+        (("one.pt", *OWN, "--seed", "-1"), "--seed -1: wanted an integer >= 0"),
+        (("one.pt", *OWN[:4], "--batch-size", "0"), "--batch-size 0: wanted at least 1"),
+        (("--grid", "--rhos", "0.1,inf"), "wanted finite rho and eta >= 0"),
+        (("--grid", "--curves"), "wanted a CHECKPOINT for --curves"),
         (("one.pt", "--network", "resnet20", *OWN[2:]), "network 'resnet20' is made for the data of a preset: digits"),
         (("one.pt", "--data", "mnist", *OWN[:2]), "data 'mnist': wanted module:callable, or one of digits, cifar10"),
         (("small.pt", "--data", "cifar10"), "cifar10 needs --data-dir FOLDER"),
@@ -172,7 +177,7 @@ def test_a_grid_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_grid_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["sharpness", "--grid", "--rhos", "0.05,0.1", "--etas", "1", "--epochs", "2", "--out", "out"]
     assert main(arguments) == 0
-    assert {path.name for path in Path("out").iterdir()} == {"grid.csv", "grid.png", "grid.pdf"}
+    assert {path.name for path in Path("out").iterdir()} == {"grid.csv", "grid.png", "grid.pdf", "grid.svg"}
     before = Path("out/grid.csv").read_text()
     found = grid.read_grid(Path("out/grid.csv"))
     assert list(found) == [Cell(0.05, 1.0, 0, 2, 0.0), Cell(0.1, 1.0, 0, 2, 0.0)]

@@ -9,15 +9,14 @@ from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sharpkern.train.data.images import SOURCES, load
 from sharpkern.train.networks import NETWORKS, make
+from sharpkern.train.weights import load_weights
 from sharpkern.usage import UsageError, usable_device
 
 
@@ -91,7 +90,7 @@ class Choice:
                 raise UsageError(f"network {self.network!r} is made for the data of a preset: {', '.join(SOURCES)}")
             source = SOURCES[self.data]
             return make(self.network, source.shape[0], source.classes, 0)
-        model = resolve("network", self.network, NETWORKS)()
+        model = made_by("network", self.network, NETWORKS)
         if not isinstance(model, nn.Module):
             raise UsageError(f"network {self.network}: returned a {type(model).__name__}, wanted a torch.nn.Module")
         return model
@@ -109,7 +108,7 @@ class Choice:
             images = load(self.data, self.folder)
             inputs, targets = images.standardise(images.test_images), images.test_labels
         else:
-            inputs, targets = resolve("data", self.data, SOURCES)()
+            inputs, targets = made_by("data", self.data, SOURCES)
         if self.examples is not None and not 1 <= self.examples <= len(targets):
             raise UsageError(f"examples={self.examples}: there are {len(targets)}")
         return inputs[: self.examples], targets[: self.examples]
@@ -134,26 +133,13 @@ def load_subjects(paths: Mapping[str, Path], choice: Choice) -> list[Subject]:
     subjects = []
     for name, path in paths.items():
         model = choice.make_network()
-        try:
-            model.load_state_dict(_weights(path))
-        except (OSError, EOFError, RuntimeError, TypeError, ValueError, UnpicklingError) as error:
-            raise UsageError(f"{path}: no checkpoint of the network {choice.network}: {error}") from error
+        load_weights(model, path)
         subjects.append(Subject(name, model.to(device).eval(), inputs, targets))
     return subjects
 
 
-def _weights(path: Path) -> Mapping[str, Any]:
-    found = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(found, Mapping):
-        raise UsageError(f"it holds a {type(found).__name__}, wanted a state_dict")
-    for key in ("model", "state_dict"):
-        if isinstance(found.get(key), Mapping):
-            return dict(found[key])
-    return dict(found)
-
-
-def resolve(kind: str, name: str, known: Iterable[str]) -> Any:
-    """What an import path names; modules in the current folder count.
+def made_by(kind: str, name: str, known: Iterable[str]) -> Any:
+    """What a callable returns that an import path names; modules in the current folder count.
 
     Args:
         kind: What it is, for the error.
@@ -161,18 +147,21 @@ def resolve(kind: str, name: str, known: Iterable[str]) -> Any:
         known: What else could have been named, for the error.
 
     Returns:
-        The object.
+        What it returns.
 
     Raises:
-        UsageError: There is no such thing.
+        UsageError: There is no such callable.
     """
     if ":" not in name:
         raise UsageError(f"{kind} {name!r}: wanted module:callable, or one of {', '.join(known)}")
-    try:
-        with _current_folder():
-            return pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UsageError(f"{kind} {name!r}: {error}") from error
+    with _current_folder():
+        try:
+            found = pkgutil.resolve_name(name)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise UsageError(f"{kind} {name!r}: {error}") from error
+        if not callable(found):
+            raise UsageError(f"{kind} {name!r}: is a {type(found).__name__}, wanted a callable")
+        return found()
 
 
 @contextmanager

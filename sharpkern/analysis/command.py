@@ -15,7 +15,7 @@ from sharpkern.analysis.report import Number, Stage, stages, table
 from sharpkern.analysis.rows import write_rows
 from sharpkern.train.data.images import SOURCES
 from sharpkern.train.networks import NETWORKS
-from sharpkern.usage import UsageError, require_extra
+from sharpkern.usage import UsageError, require_extra, usable_device
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,6 +77,13 @@ def main(args: argparse.Namespace) -> int:
 
     if not args.checkpoints and not args.grid:
         raise UsageError("wanted a CHECKPOINT, or --grid")
+    for name in ("hessian", "curves", "surface"):
+        if getattr(args, name) and not args.checkpoints:
+            raise UsageError(f"wanted a CHECKPOINT for --{name}")
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed}: wanted an integer >= 0")
+    if args.batch_size < 1:
+        raise UsageError(f"--batch-size {args.batch_size}: wanted at least 1")
     if args.longest is not None and not 0 < args.longest < math.inf:
         raise UsageError(f"--longest {args.longest}: wanted a finite number > 0")
     choice = Choice(args.network, args.data, args.data_dir, args.examples, args.device)
@@ -96,7 +103,7 @@ def main(args: argparse.Namespace) -> int:
             written += _figure(out / "surface.csv", rows, figure.draw_surface)
         if cells:
             path = out / "grid.csv"
-            grid.run_grid(cells, path, stage("grid", len(cells)))
+            grid.run_grid(cells, path, stage("grid", len(cells)), usable_device(args.device))
             written += [path, *figure.draw_grid(path, args.epochs, args.noise)]
     for path in written:
         console.print(path, highlight=False, soft_wrap=True)

@@ -48,7 +48,7 @@ def fisher_trace(
         f = _squared_gradient(loss, params)
         if count >= len(losses):
             smoothed = average / (1 - (1 - beta) ** count)
-            traces.append(torch.where(f > 0, f / (smoothed + delta), 0.0).sum().item())
+            traces.append(torch.where(f == 0, 0.0, f / (smoothed + delta)).sum().item())
         average.lerp_(f, beta)
     return Estimate.of(traces)
 

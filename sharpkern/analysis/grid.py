@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -55,7 +56,7 @@ def train_cell(cell: Cell, digits: Digits) -> float:
     """
     generator = torch.Generator().manual_seed(cell.seed)
     labels, views = flip_labels(digits.train_labels, cell.noise, generator), shifted(digits.train_images)
-    model = make_network(cell.seed)
+    model = make_network(cell.seed).to(digits.train_images.device)
     optimizer = FisherSAM(
         model.parameters(), rho=cell.rho, eta=cell.eta, model=model, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
@@ -95,26 +96,33 @@ def grid_cells(
     Raises:
         UsageError: An option is out of range.
     """
-    if not rhos or not etas or min(rhos) < 0 or min(etas) < 0 or seeds < 1 or epochs < 1 or not 0 <= noise < 1:
+    inside = all(0 <= x < math.inf for x in (*rhos, *etas))
+    if not rhos or not etas or not inside or seeds < 1 or epochs < 1 or not 0 <= noise < 1:
         raise UsageError(
-            f"rhos={tuple(rhos)}, etas={tuple(etas)}, seeds={seeds}, epochs={epochs}, noise={noise}: wanted rho and "
-            "eta >= 0, at least one of each, of seeds and of epochs, and 0 <= noise < 1"
+            f"rhos={tuple(rhos)}, etas={tuple(etas)}, seeds={seeds}, epochs={epochs}, noise={noise}: wanted finite "
+            "rho and eta >= 0, at least one of each, of seeds and of epochs, and 0 <= noise < 1"
         )
     return [Cell(rho, eta, seed, epochs, noise) for seed, rho, eta in product(range(seeds), rhos, etas)]
 
 
-def run_grid(cells: Sequence[Cell], path: Path, advance: Callable[[], None] = lambda: None) -> dict[Cell, float]:
+def run_grid(
+    cells: Sequence[Cell],
+    path: Path,
+    advance: Callable[[], None] = lambda: None,
+    device: torch.device | str = "cpu",
+) -> dict[Cell, float]:
     """Trains every cell that the file does not hold yet, and writes the file anew after each.
 
     Args:
         cells: What to train, such as `grid_cells()`.
         path: A CSV file; one row a cell.
         advance: Called after each cell, trained or found.
+        device: Where to train.
 
     Returns:
         Test accuracy in percent, of these cells alone; the file keeps other ones that it had.
     """
-    digits = load_digits()
+    digits = load_digits(device)
     known = read_grid(path) if path.exists() else {}
     for cell in cells:
         if cell not in known:

@@ -1,8 +1,8 @@
 """`sharpkern bench`: ops against a copy, whole steps against the peers, measured in turns in one process.
 
 `shapes.py` has the networks, `candidates.py` the table of whole steps and `operations.py` that of ops, `traffic.py`
-counts their bytes, `measure.py` takes turns and times, and `suite.py` makes rows of them. `overhead.py` times training
-steps of the network in `resnet.py`. `figure.py` draws from rows alone. rich, matplotlib and the peers are imported when
+counts their bytes, `measure.py` takes turns and times, and `suite.py` makes rows of them. `overhead.py` times whole
+training steps. `figure.py` draws from rows alone. rich, matplotlib and the peers are imported when
 a run starts, not before.
 """
 

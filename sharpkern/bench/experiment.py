@@ -67,5 +67,5 @@ def _blocks(bench: Bench, options: Options) -> Iterator[list[Row]]:
     if bench.threads == options.chosen_threads()[-1]:
         for shapes in options.chosen_shapes():
             if 4 * sum(map(math.prod, find(shapes))) >= BEYOND:
-                yield bench.memory(shapes)
+                yield from bench.memory(shapes)
         yield bench.imports()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from sharpkern.bench import fresh, operations
 from sharpkern.bench.candidates import GROUPS, OURS, Candidate, Pool
 from sharpkern.bench.measure import Step, calls_a_turn, clock_of, columns, in_turns, ratio, spread
 from sharpkern.bench.shapes import find
+from sharpkern.bench.traffic import Sizes
 
 Row = dict[str, Any]
 Tell = Callable[[str], None]
@@ -52,7 +53,9 @@ class Bench:
         wanted, backend = find(shapes), ops.load(ops.choose("auto", torch.device(self.device))[0])
         count = sum(map(torch.Size.numel, map(torch.Size, wanted)))
         for dtype in self.dtypes:
-            if not self._fits(f"ops on {shapes}", count * (3 * dtype.itemsize + 12)):
+            each = Sizes.of(dtype)
+            held = 2 * each.weight + each.gradient + 3 * each.state
+            if not self._fits(f"ops on {shapes}", count * held + 8 * self._copied(count)):
                 continue
             t = operations.lists(wanted, dtype, self.device)
             moved = {name: size * count for name, size in operations.sizes(dtype).items()}
@@ -68,7 +71,7 @@ class Bench:
             common = {"table": "steps", "group": group, "shapes": shapes, "elements": pool.elements}
             for batch in self._batches(usable, pool.elements):
                 what = f"{', '.join(c.name for c in batch)} on {shapes}"
-                if not self._fits(what, pool.elements * sum(c.held + c.extra for c in batch)):
+                if not self._fits(what, self._wanted(batch, pool.elements)):
                     continue
                 steps = {c.name: c.make(pool) for c in batch}
                 moved = {c.name: c.bytes * pool.elements for c in batch if c.bytes}
@@ -84,15 +87,14 @@ class Bench:
         for c in usable:
             if c in ours:
                 continue
-            wanted = elements * sum(x.held + x.extra for x in (*batch, c))
-            if len(batch) > len(ours) and wanted > SHARE * available(self.device):
+            if len(batch) > len(ours) and self._wanted((*batch, c), elements) > SHARE * available(self.device):
                 yield batch
                 batch = list(ours)
             batch.append(c)
         yield batch
 
-    def memory(self, shapes: str) -> list[Row]:
-        """Peak extra memory of a step, a process each."""
+    def memory(self, shapes: str) -> Iterator[list[Row]]:
+        """Peak extra memory of a step, a process each; no block where none fits."""
         rows: list[Row] = []
         elements, tensors = Pool(find(shapes)).elements, len(find(shapes))
         for c in GROUPS["sgd"]:
@@ -101,7 +103,8 @@ class Bench:
             extra = fresh.extra_bytes(c.name, shapes, self.device, self.threads)
             row = {"table": "memory", "group": "sgd", "shapes": shapes, "elements": elements, "tensors": tensors}
             rows.append({**self._row(c.name), **row, "dtype": _name(c.dtype), "unit": "B/param", "p50": extra})
-        return rows
+        if rows:
+            yield rows
 
     def imports(self) -> list[Row]:
         """The import of sharpkern beyond torch's."""
@@ -121,6 +124,15 @@ class Bench:
             self.tell(f"{candidate.name}: left out, {reason}")
         return not reason and candidate.dtype in (torch.float32, *self.dtypes)
 
+    def _copied(self, elements: int) -> int:
+        """Elements of the copy that is measured with so many."""
+        large = 4 * elements >= BEYOND or self.device == "cuda"
+        return operations.COPY_ELEMENTS if large else elements
+
+    def _wanted(self, batch: Iterable[Candidate], elements: int) -> int:
+        """Bytes that a batch takes, the copy included."""
+        return elements * sum(c.held + c.extra for c in batch) + 8 * self._copied(elements)
+
     def _fits(self, what: str, wanted: int) -> bool:
         free = available(self.device)
         if wanted > SHARE * free:
@@ -131,8 +143,8 @@ class Bench:
         self, steps: Mapping[str, Step], moved: Mapping[str, int], elements: int, common: Row, plugged: bool
     ) -> list[Row]:
         """Rows of all candidates and of the ratios of ours to every other, with a copy measured among them."""
-        large = 4 * elements >= BEYOND or self.device == "cuda"
-        copied, name = (operations.COPY_ELEMENTS, GIB) if large else (elements, SAME)
+        copied = self._copied(elements)
+        name = GIB if copied == operations.COPY_ELEMENTS else SAME
         steps, moved = {**steps, name: operations.copy(copied, self.device)}, {**moved, name: 8 * copied}
         clock = clock_of(self.device, plugged)
         calls, turn = calls_a_turn(steps, clock)

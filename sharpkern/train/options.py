@@ -97,7 +97,7 @@ class Options:
         device = usable_device(self.device)
         try:
             return ops.choose(self.backend, device)[0]
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise UsageError(f"device={self.device!r}, {str(error).splitlines()[0]}") from error
 
 

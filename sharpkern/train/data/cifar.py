@@ -10,6 +10,7 @@ import hashlib
 import io
 import pickle
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,15 +146,18 @@ def _unpickle(content: bytes, label: str) -> tuple[Any, Any]:
 
 
 def _from_archive(path: Path, files: Published) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with tarfile.open(path) as archive:
-        parts = []
-        for part in (files.train, files.test):
-            read = []
-            for member, md5 in part.items():
-                content = _member(archive, f"{files.folder}/{member}", path)
-                _check(content, md5, f"{path}, {member}")
-                read.append(_unpickle(content, files.label))
-            parts.append(read)
+    parts = []
+    try:
+        with tarfile.open(path) as archive:
+            for part in (files.train, files.test):
+                read = []
+                for member, md5 in part.items():
+                    content = _member(archive, f"{files.folder}/{member}", path)
+                    _check(content, md5, f"{path}, {member}")
+                    read.append(_unpickle(content, files.label))
+                parts.append(read)
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a whole archive ({error}); put the published one there") from error
     return _join(parts)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sharpkern.train import networks
 from sharpkern.train.protocol import ledger
-from sharpkern.train.protocol.job import Job, jobs, kinds
+from sharpkern.train.protocol.job import Job, distinct, jobs, kinds
 from sharpkern.train.protocol.report import print_markdown
 from sharpkern.train.protocol.request import Request
 from sharpkern.train.protocol.runner import RESULTS
@@ -28,7 +28,7 @@ def dry_run(request: Request, console: Console | None = None) -> None:
         console: Where to print; None is the standard output.
 
     Raises:
-        ValueError: A preset cannot be run as asked.
+        UsageError: A preset cannot be run as asked.
     """
     from rich import box
     from rich.console import Console
@@ -44,7 +44,7 @@ def dry_run(request: Request, console: Console | None = None) -> None:
     total = 0.0
     with threads(request.threads):
         timer = Timer(request.backend, request.device)
-        for same in kinds(jobs(request)):
+        for same in kinds(distinct(jobs(request))):
             left = sum(not ledger.find(rows, job) for job in same)
             seconds = left * timer.seconds(same[0]) if left else 0.0
             total += seconds

@@ -20,7 +20,6 @@ from sharpkern.usage import UsageError
 COLUMNS = (
     "preset",
     "data",
-    "options_for",
     "network",
     "method",
     "base",
@@ -101,7 +100,6 @@ class Job:
         values = (
             self.preset.name,
             self.data,
-            self.setting.data,
             self.setting.network,
             self.contender.name,
             self.contender.base,
@@ -121,7 +119,7 @@ class Job:
         return dict(zip(COLUMNS, map(str, values), strict=True))
 
     def key(self) -> str:
-        """A short name that no other run has."""
+        """A short name that no other run has but one that would train alike."""
         return hashlib.sha256(repr(self.columns()).encode()).hexdigest()[:16]
 
 
@@ -145,6 +143,14 @@ def jobs(request: Request) -> list[Job]:
         UsageError: A preset has nothing on the data, or wants a checkpoint file.
     """
     return [job for name in request.presets for job in _jobs(PRESETS[name], request)]
+
+
+def distinct(planned: Iterable[Job]) -> list[Job]:
+    """The runs without those that would train as one before them."""
+    first: dict[str, Job] = {}
+    for job in planned:
+        first.setdefault(job.key(), job)
+    return list(first.values())
 
 
 def kinds(planned: Iterable[Job]) -> list[list[Job]]:

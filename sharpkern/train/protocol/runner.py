@@ -13,7 +13,7 @@ from sharpkern.train import report as terminal
 from sharpkern.train.data.images import Images, load
 from sharpkern.train.options import Options, require_packages
 from sharpkern.train.protocol import ledger, report
-from sharpkern.train.protocol.job import Job, jobs
+from sharpkern.train.protocol.job import Job, distinct, jobs
 from sharpkern.train.protocol.request import Request
 from sharpkern.train.protocol.start import make_start, save
 from sharpkern.train.protocol.training import Training, train
@@ -45,9 +45,10 @@ def run(request: Request, console: Console | None = None) -> None:
     results = request.out / RESULTS
     planned = jobs(request)
     rows = ledger.read(results)
-    left = [job for job in planned if not ledger.find(rows, job)]
-    if len(left) < len(planned):
-        console.print(f"{len(planned) - len(left)} of {len(planned)} runs are in {results}", soft_wrap=True)
+    once = distinct(planned)
+    left = [job for job in once if not ledger.find(rows, job)]
+    if len(left) < len(once):
+        console.print(f"{len(once) - len(left)} of {len(once)} runs are in {results}", soft_wrap=True)
     if left:
         data = load(request.data, request.data_dir)
         work = [job.steps * job.contender.passes for job in left]

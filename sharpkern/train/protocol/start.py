@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from sharpkern.train import networks
 from sharpkern.train.data.augment import batches
 from sharpkern.train.data.images import Images
-from sharpkern.usage import UsageError
 
 EPOCHS = 40
 HALF = 5  # of the ten classes
-HEAD = "head."
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Copies the weights of a file into a model; a head for another number of classes stays as it was.
-
-    Args:
-        model: Changed in place.
-        path: A file of `torch.save`: the weights by name, or a dict that holds them as "model" or "state_dict".
-
-    Raises:
-        UsageError: The file is not that, or its weights are another network's.
-    """
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as error:  # torch raises UnpicklingError, RuntimeError, EOFError, ... for a file that is no checkpoint
-        raise UsageError(f"{path}: torch.load cannot read it as weights: {str(error).splitlines()[0]}") from error
-    weights = _weights(saved, path)
-    own = model.state_dict()
-    fitting = {name: w for name, w in weights.items() if name in own and w.shape == own[name].shape}
-    wrong = sorted(name for name in weights.keys() | own.keys() if name not in fitting and not name.startswith(HEAD))
-    if wrong:
-        raise UsageError(f"{path}: weights of another network: {len(wrong)} names or shapes differ, as {wrong[0]}")
-    model.load_state_dict({**own, **fitting})
-
-
-def _weights(saved: Any, path: Path) -> Mapping[str, Tensor]:
-    for name in ("model", "state_dict"):
-        if isinstance(saved, Mapping) and isinstance(saved.get(name), Mapping):
-            saved = saved[name]
-    if not isinstance(saved, Mapping) or not all(isinstance(value, Tensor) for value in saved.values()):
-        raise UsageError(f"{path}: no weights by name, nor a dict with them as 'model' or 'state_dict'")
-    return saved
+HEAD = "head."  # new where classes differ
 
 
 def make_start(network: str, data: Images, kind: str, path: Path) -> None:

@@ -34,7 +34,7 @@ class Timer:
     def __init__(self, backend: str, device: str) -> None:
         self.backend, self.device = backend, device
         self._pass = cache(self._time_pass)
-        self._optimizer: dict[tuple[str, str, str], float] = {}
+        self._optimizer: dict[tuple[str, str, str, str], float] = {}
         self._augment = cache(self._time_augment)
 
     def seconds(self, job: Job) -> float:
@@ -68,7 +68,7 @@ class Timer:
 
     def _own(self, job: Job) -> float:
         """A step's work beside its passes, which does not depend on the images: so two of them do."""
-        kind = (job.data, job.setting.network, job.contender.name)
+        kind = (job.data, job.setting.network, job.contender.name, job.contender.base)
         if kind not in self._optimizer:
             model = networks.make(job.setting.network, job.source.shape[0], job.source.classes, seed=0).to(self.device)
             optimizer = make_optimizer(job, model, self.backend)

@@ -19,7 +19,8 @@ from sharpkern.train.data.augment import batches
 from sharpkern.train.data.images import Images
 from sharpkern.train.methods import Batch
 from sharpkern.train.protocol.job import Job
-from sharpkern.train.protocol.start import load_weights, save
+from sharpkern.train.protocol.start import HEAD, save
+from sharpkern.train.weights import load_weights
 
 STEPS_AT = (0.3, 0.6, 0.8)
 STEP_FACTOR = 0.2
@@ -72,7 +73,7 @@ class Training:
         device: Where to train.
 
     Raises:
-        ValueError: `start` does not fit the network.
+        UsageError: `start` does not fit the network.
     """
 
     def __init__(self, job: Job, data: Images, start: Path | None, backend: str, device: str) -> None:
@@ -81,7 +82,7 @@ class Training:
         self.labels = flip_labels(data.train_labels, job.setting.noise, self.generator, data.source.classes)
         self.model = networks.make(job.setting.network, data.source.shape[0], data.source.classes, job.seed)
         if start is not None:
-            load_weights(self.model, start)
+            load_weights(self.model, start, HEAD)
         self.model.to(device)
         self.optimizer = make_optimizer(job, self.model, backend)
         self.scheduler = schedule(job.preset.schedule, self.optimizer, job.epochs)
