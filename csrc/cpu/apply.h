@@ -98,20 +98,19 @@ void for_each_chunk(const Table& table, int threads, Visit visit) {
 // Whether what is streamed there strip by strip fills its lines.
 inline bool whole_lines(const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 64 == 0; }
 
-inline void convert(const Kernels& kernels, DType dtype, const char* at, const char* next, float* buffer, std::size_t n) {
-  using Half = const std::uint16_t;
-  (dtype == DType::bf16 ? kernels.from_bf16 : kernels.from_f16)(
-      {reinterpret_cast<Half*>(at), reinterpret_cast<Half*>(next)}, buffer, n);
-}
-
-// One chunk of a row as the arithmetic type: where it lies, or converted into the buffer.
+// One chunk of a row as the arithmetic type: where it lies, or converted into the buffer; saved, unless null, then gets the
+// elements as they are, past the cache.
 template <class R>
-SHARPKERN_INLINE Operand<const R> load(const Table& table, const Launch& launch, Row row, const Chunk& chunk, const Chunk& ahead, R* buffer) {
+SHARPKERN_INLINE Operand<const R> load(const Table& table, const Launch& launch, Row row, const Chunk& chunk, const Chunk& ahead,
+                                       R* buffer, char* saved = nullptr) {
   const char* at = table.at(row, chunk.tensor, chunk.first);
   const char* next = launch.ahead && table.at(row, ahead.tensor) ? table.at(row, ahead.tensor, ahead.first) : nullptr;
   if (sizeof(R) == 4 && table.size_of[row] == 2) {
     const DType dtype = row == kGradient || row == kFirst ? table.gradient : table.weight;
-    convert(*launch.kernels, dtype, at, next, reinterpret_cast<float*>(buffer), chunk.count);
+    using Half = std::uint16_t;
+    (dtype == DType::bf16 ? launch.kernels->from_bf16 : launch.kernels->from_f16)(
+        {reinterpret_cast<const Half*>(at), reinterpret_cast<const Half*>(next)}, reinterpret_cast<float*>(buffer),
+        reinterpret_cast<Half*>(saved), chunk.count);
     return {buffer, nullptr};
   }
   return {reinterpret_cast<const R*>(at), reinterpret_cast<const R*>(next)};

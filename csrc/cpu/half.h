@@ -10,13 +10,15 @@
 
 #include "../philox.h"
 #include "../real.h"
+#include "stream.h"
 #include "strip.h"
 
 namespace sharpkern::SHARPKERN_ISA {
 
-static void from_bf16(Operand<const std::uint16_t> in, float* out, std::size_t n) {
+static void from_bf16(Operand<const std::uint16_t> in, float* out, std::uint16_t* saved, std::size_t n) {
   for_each_strip(n, [&](std::size_t first, std::size_t count) __attribute__((always_inline)) {
     prefetch(in, first);
+    if (saved) stream(saved + first, in.at + first, count * 2);
     for (std::size_t i = first; i < first + count; ++i) out[i] = float_of(std::uint32_t(in[i]) << 16);
   });
 }
@@ -51,9 +53,10 @@ static SHARPKERN_INLINE std::uint16_t narrow(float x) {
   return std::uint16_t(sign | (a > 0x7f800000 ? nan : (a >= 0x47800000 ? 0x7c00u : finite)));
 }
 
-static void from_f16(Operand<const std::uint16_t> in, float* out, std::size_t n) {
+static void from_f16(Operand<const std::uint16_t> in, float* out, std::uint16_t* saved, std::size_t n) {
   for_each_strip(n, [&](std::size_t first, std::size_t count) __attribute__((always_inline)) {
     prefetch(in, first);
+    if (saved) stream(saved + first, in.at + first, count * 2);
     std::size_t i = first;
 #ifdef __F16C__
     for (; i + 8 <= first + count; i += 8)

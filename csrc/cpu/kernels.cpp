@@ -17,7 +17,8 @@ namespace sharpkern::SHARPKERN_ISA {
 
 // Partial sums, one an element of the strip, in a fixed order: the same bits whatever the vector width.
 template <class R, class Covariance>
-static R norm(const double* scalars, double step, const Block<R>& b) {
+static R norm(const double* scalars, double step, const Block<R>& block) {
+  const Block<R> b = block;  // nothing that is written can lie in it
   const Covariance covariance(scalars, step);
   R lanes[kStrip] = {};
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
@@ -36,7 +37,8 @@ static R norm(const double* scalars, double step, const Block<R>& b) {
 }
 
 template <class R, class Covariance, bool worst, bool noise>
-static void ascend(const double* scalars, double step, R scale, R sigma, const Block<R>& b) {
+static void ascend(const double* scalars, double step, R scale, R sigma, const Block<R>& block) {
+  const Block<R> b = block;  // nothing that is written can lie in it
   const Covariance covariance(scalars, step);
   for_each_strip(b.n, [&](std::size_t i, std::size_t n) __attribute__((always_inline)) {
     if (worst) prefetch(b.g, i);
@@ -54,7 +56,8 @@ static void ascend(const double* scalars, double step, R scale, R sigma, const B
 }
 
 template <class R, class Base, class Correction>
-static void descend(const double* prepared, const double* scalars, double step, double total, const Block<R>& b) {
+static void descend(const double* prepared, const double* scalars, double step, double total, const Block<R>& block) {
+  const Block<R> b = block;  // nothing that is written can lie in it
   const Base base(prepared);
   const Correction correction(scalars, step, total);
   for_each_put(b.streaming, b.out, b.n, [&](R* out, std::size_t i, std::size_t n) __attribute__((always_inline)) {

@@ -71,8 +71,9 @@ struct Kernels {
   const char* name;
   Formulas<float> f32;
   Formulas<double> f64;
-  void (*from_bf16)(Operand<const std::uint16_t> in, float* out, std::size_t n);
-  void (*from_f16)(Operand<const std::uint16_t> in, float* out, std::size_t n);
+  // saved, unless null, gets the elements as they are, past the cache
+  void (*from_bf16)(Operand<const std::uint16_t> in, float* out, std::uint16_t* saved, std::size_t n);
+  void (*from_f16)(Operand<const std::uint16_t> in, float* out, std::uint16_t* saved, std::size_t n);
   void (*to_bf16)(const float* in, std::uint16_t* out, bool streaming, std::size_t n);
   void (*to_f16)(const float* in, std::uint16_t* out, bool streaming, std::size_t n);
   void (*draw_bits)(std::uint64_t seed, std::uint32_t draw, std::uint64_t index, std::uint32_t* out, std::size_t n);

@@ -135,8 +135,7 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       char* weight = table.at(kWeight, t, first);
       char* saved = step.again < 0 && !table.master ? table.at(kSaved, t, first) : nullptr;
       const bool unmoved = still && step.again < 0, straight = bytes(table.weight) == sizeof(R);
-      const bool runs = !unmoved || formula.moves;
-      const bool strips = saved && runs && launch.streaming && straight && whole_lines(saved);
+      const bool runs = !unmoved || formula.moves, strips = saved && runs && launch.streaming && whole_lines(saved);
       if (saved && !strips) launch.kernels->put(launch.streaming, saved, weight, n * bytes(table.weight));
       if (total && table.at(kFirst, t))
         launch.kernels->put(launch.streaming, table.at(kFirst, t, first), table.at(kGradient, t, first),
@@ -144,7 +143,7 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       if (!runs) return;
       Block<R> b{};
       b.n = n;
-      b.w = load(table, launch, from, chunk, ahead, scratch.w);
+      b.w = load(table, launch, from, chunk, ahead, scratch.w, strips ? saved : nullptr);
       if (total) b.g = gradient(table, launch, kGradient, chunk, ahead, scratch.g, b);
       if (sigma != 0) {
         draw_all(launch.kernels->draw_normals, table, number, chunk, scratch.eta);
@@ -153,7 +152,7 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       }
       b.eta = scratch.eta;
       b.out = straight && !unmoved ? reinterpret_cast<R*>(weight) : scratch.out;
-      b.saved = strips ? reinterpret_cast<R*>(saved) : nullptr;
+      b.saved = strips && straight ? reinterpret_cast<R*>(saved) : nullptr;
       if (formula.state) {
         b.f = state<R>(table, launch, kFisher, chunk, ahead);
         b.f_out = step.track ? b.f.at : scratch.f;
