@@ -70,7 +70,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def _gallery(files: Files) -> str:
     """The figures of the benchmarks that there are, as Markdown."""
-    found = [file for file in files if file.src_uri.startswith("figures/") and file.name != "toy"]
+    found = [file for file in files if Path(file.src_uri).parent.name == "figures" and file.name != "toy"]
     images = {Path(file.src_uri).stem: file.src_uri for file in found if Path(file.src_uri).suffix in IMAGES}
     if not images:
         return "None was drawn yet: `python bench/figures.py` makes them from the CSV files."
