@@ -139,7 +139,7 @@ void ascend(Table& table, const Launch& launch, const std::string& covariance, c
       if (saved && !strips) launch.kernels->put(launch.streaming, saved, weight, n * bytes(table.weight));
       if (total && table.at(kFirst, t))
         launch.kernels->put(launch.streaming, table.at(kFirst, t, first), table.at(kGradient, t, first),
-             n * bytes(table.gradient));
+                            n * bytes(table.gradient));
       if (!runs) return;
       Block<R> b{};
       b.n = n;
