@@ -9,6 +9,6 @@ struct __nv_bfloat16 {
 inline std::uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
 inline __nv_bfloat16 __float2bfloat16_rn(float x) {
   __nv_bfloat16 result;
-  sharpkern::generic::to_bf16(&x, &result.bits, 1);
+  sharpkern::generic::to_bf16(&x, &result.bits, false, 1);
   return result;
 }
