@@ -73,19 +73,9 @@ def main(args: argparse.Namespace) -> int:
         OSError: The folder of the results cannot be made or written to.
     """
     require_extra("sharpkern sharpness", "analysis", "scipy", "matplotlib", "rich", "sklearn")
+    _check(args)
     from rich.console import Console
 
-    if not args.checkpoints and not args.grid:
-        raise UsageError("wanted a CHECKPOINT, or --grid")
-    for name in ("hessian", "curves", "surface"):
-        if getattr(args, name) and not args.checkpoints:
-            raise UsageError(f"wanted a CHECKPOINT for --{name}")
-    if args.seed < 0:
-        raise UsageError(f"--seed {args.seed}: wanted an integer >= 0")
-    if args.batch_size < 1:
-        raise UsageError(f"--batch-size {args.batch_size}: wanted at least 1")
-    if args.longest is not None and not 0 < args.longest < math.inf:
-        raise UsageError(f"--longest {args.longest}: wanted a finite number > 0")
     choice = Choice(args.network, args.data, args.data_dir, args.examples, args.device)
     subjects = load_subjects(_named(args.checkpoints), choice) if args.checkpoints else []
     cells = grid.grid_cells(args.rhos, args.etas, args.seeds, args.epochs, args.noise) if args.grid else []
@@ -108,6 +98,21 @@ def main(args: argparse.Namespace) -> int:
     for path in written:
         console.print(path, highlight=False, soft_wrap=True)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuses what could not be done, before hours are spent on the rest."""
+    if not args.checkpoints and not args.grid:
+        raise UsageError("wanted a CHECKPOINT, or --grid")
+    for name in ("hessian", "curves", "surface"):
+        if getattr(args, name) and not args.checkpoints:
+            raise UsageError(f"wanted a CHECKPOINT for --{name}")
+    if args.seed < 0:
+        raise UsageError(f"--seed {args.seed}: wanted an integer >= 0")
+    if args.batch_size < 1:
+        raise UsageError(f"--batch-size {args.batch_size}: wanted at least 1")
+    if args.longest is not None and not 0 < args.longest < math.inf:
+        raise UsageError(f"--longest {args.longest}: wanted a finite number > 0")
 
 
 def _numbers_of(
