@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
+import math
+import warnings
 from typing import Any
 
 import pytest
@@ -230,3 +233,85 @@ def an_error_in_the_second_pass_of_one_rank_leaves_its_weights_restored() -> Non
         optimizer.step(closure)
     close(model.parameters(), before.parameters(), 0.0)
     train(model, optimizer, True, range(1))
+
+
+@case
+def statistics_of_each_rank_are_those_without_sam() -> None:
+    """With rho = 0 weights are too. DDP may write the statistics, or leave each rank its own."""
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
+    for broadcast in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the option has another name from torch 2.13 on
+            model, twin = (DistributedDataParallel(copy.deepcopy(base), broadcast_buffers=broadcast) for _ in range(2))
+        optimizer = sharpkern.SAM(model.parameters(), rho=0.0, lr=0.1, model=model)
+        plain = torch.optim.SGD(twin.parameters(), lr=0.1)
+        for number in range(4):
+            part = tuple(own(t).float() for t in batch(number))
+            optimizer.step(closure_of(optimizer, model, part))
+            plain.zero_grad()
+            loss_of(twin, part).backward()
+            plain.step()
+            close(model.state_dict().values(), twin.state_dict().values(), 1e-6)
+
+
+def accumulated_by_hand(net: nn.Module, plain: torch.optim.Optimizer, parts: list[tuple[Tensor, Tensor]]) -> None:
+    """One step with the mean of the gradients of all parts, each taken at its own perturbation of radius 0.5."""
+    params = list(net.parameters())
+    sums = [torch.zeros_like(p) for p in params]
+    for part in parts:
+        g = torch.autograd.grad(loss_of(net, part), params)
+        norm = sum(t.square().sum() for t in g) ** 0.5
+        kept = [p.detach().clone() for p in params]
+        with torch.no_grad():
+            for p, t in zip(params, g, strict=True):
+                p += 0.5 * t / norm
+        for total, t in zip(sums, torch.autograd.grad(loss_of(net, part), params), strict=True):
+            total += t / len(parts)
+        with torch.no_grad():
+            for p, t in zip(params, kept, strict=True):
+                p.copy_(t)
+    for p, total in zip(params, sums, strict=True):
+        p.grad = total
+    plain.step()
+
+
+@case
+def passes_of_accumulated_parts_make_one_gradient() -> None:
+    """As trainers accumulate: ranks meet in the last second pass alone. Each part of each rank has its perturbation.
+
+    A part that is not finite on one rank skips the step on both.
+    """
+    rank = dist.get_rank()
+    for view in (False, True):
+        model = DistributedDataParallel(network(), gradient_as_bucket_view=view)
+        alone = network()
+        optimizer = sharpkern.SAM(model.parameters(), rho=0.5, lr=0.1, momentum=0.9)
+        plain = torch.optim.SGD(alone.parameters(), lr=0.1, momentum=0.9)
+
+        def step(
+            parts: list[tuple[Tensor, Tensor]],
+            bad: tuple[int, int] | None,
+            model: nn.Module = model,
+            optimizer: SharpnessAware = optimizer,
+        ) -> None:
+            optimizer.zero_grad()
+            for i, part in enumerate(parts):
+                scales = iter([math.inf if bad == (rank, i) else 0.5, 0.5])  # first and second pass, of two parts
+
+                def backward(part: Any = part, scales: Any = scales) -> None:
+                    (next(scales) * loss_of(model, part)).backward()
+
+                with model.no_sync() if i == 0 else contextlib.nullcontext():
+                    sharpkern.passes(optimizer, backward, model.no_sync)
+            optimizer.step()
+
+        for k in range(4):
+            x, y = batch(k)
+            parts = list(zip(x.chunk(4), y.chunk(4), strict=True))  # the same on both ranks, two for each
+            step(parts[2 * rank : 2 * rank + 2], None)
+            accumulated_by_hand(alone, plain, parts)
+            close(model.parameters(), alone.parameters())
+            before = [p.detach().clone() for p in model.parameters()]
+            step(parts[2 * rank : 2 * rank + 2], (k // 2, k % 2))
+            close(model.parameters(), before, 0.0)

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -413,86 +409,3 @@ def test_a_scaler_of_the_optimizer_in_every_style(base: str, style: str, backend
     scaler.update()
     assert round(scaler.get_scale()) == 1024
     assert same(params, before)
-
-
-# Several ranks, in a loop that accumulates as trainers do: no synchronisation but in the last second pass.
-
-
-@pytest.mark.parametrize("view", [False, True])
-def test_passes_on_two_ranks_make_one_gradient(view: bool, tmp_path: Path) -> None:
-    """Each micro-batch of each rank has its own perturbation; the update takes the mean of all; NaN skips on all."""
-    command = [sys.executable, "-c", TWO_RANKS, str(tmp_path / "store"), str(int(view))]
-    ranks = [subprocess.Popen([*command, str(rank)], env={**os.environ, "OMP_NUM_THREADS": "1"}) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-
-
-TWO_RANKS = """
-import copy, math, sys
-from contextlib import nullcontext
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-import sharpkern
-
-store, view, rank = sys.argv[1], bool(int(sys.argv[2])), int(sys.argv[3])
-dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-torch.manual_seed(0)
-net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
-twin = copy.deepcopy(net).double()
-model = DistributedDataParallel(net, gradient_as_bucket_view=view)
-optimizer = sharpkern.SAM(net.parameters(), rho=0.3, lr=0.1, momentum=0.9)
-plain = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9)
-params = list(twin.parameters())
-
-
-def loss_of(net, x, scale=1.0):
-    return scale * net(x).sin().square().mean() / 2
-
-
-def oracle(batches):
-    sums = [torch.zeros_like(p) for p in params]
-    for x in batches:
-        g = torch.autograd.grad(loss_of(twin, x.double()), params)
-        norm = torch.cat([t.reshape(-1) for t in g]).norm()
-        kept = [p.detach().clone() for p in params]
-        with torch.no_grad():
-            for p, t in zip(params, g):
-                p.add_(0.3 * t / norm)
-        for s, t in zip(sums, torch.autograd.grad(loss_of(twin, x.double()), params)):
-            s.add_(t / 2)  # the mean over ranks
-        with torch.no_grad():
-            for p, t in zip(params, kept):
-                p.copy_(t)
-    for p, s in zip(params, sums):
-        p.grad = s
-    plain.step()
-
-
-def step(mine, bad):
-    optimizer.zero_grad()
-    for i, x in enumerate(mine):
-        calls = []
-
-        def backward():
-            calls.append(i)
-            loss_of(model, x, math.inf if bad == (rank, i) and len(calls) == 1 else 1.0).backward()
-
-        with model.no_sync() if i == 0 else nullcontext():
-            sharpkern.passes(optimizer, backward, model.no_sync)
-    optimizer.step()
-
-
-for k in range(4):
-    batches = torch.randn(4, 8, 3)  # the same on both ranks
-    step(batches[2 * rank : 2 * rank + 2], None)
-    oracle(batches)
-    for a, b in zip(net.parameters(), twin.parameters()):
-        torch.testing.assert_close(a, b.float())
-    before = [p.detach().clone() for p in net.parameters()]
-    step(batches[2 * rank : 2 * rank + 2], (k // 2, k % 2))
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), before))
-del model
-dist.barrier()
-dist.destroy_process_group()
-"""

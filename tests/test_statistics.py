@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,46 +191,6 @@ def test_those_of_sync_batch_norm_count() -> None:
         buffer.add_(1)
     optimizer.second_step()
     assert [float(b.sum()) for b in norm.buffers()] == [0.0, 4.0, 0.0]
-
-
-@pytest.mark.parametrize("broadcast", [True, False])
-def test_of_two_ranks_each_keeps_its_own(broadcast: bool, tmp_path: Path) -> None:
-    """With rho = 0 every rank has the weights and the statistics that it has without SAM; DDP may write them too."""
-    command = [sys.executable, "-c", TWO_RANKS, str(tmp_path / "store"), str(int(broadcast))]
-    ranks = [subprocess.Popen([*command, str(rank)], env={**os.environ, "OMP_NUM_THREADS": "1"}) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-
-
-TWO_RANKS = """
-import copy, sys
-import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-import sharpkern
-
-store, broadcast, rank = sys.argv[1], bool(int(sys.argv[2])), int(sys.argv[3])
-dist.init_process_group("gloo", init_method="file://" + store, rank=rank, world_size=2)
-torch.manual_seed(0)
-base = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
-model, twin = (DistributedDataParallel(copy.deepcopy(base), broadcast_buffers=broadcast) for _ in range(2))
-optimizer = sharpkern.SAM(model.parameters(), rho=0.0, lr=0.1, model=model)
-plain = torch.optim.SGD(twin.parameters(), lr=0.1)
-torch.manual_seed(1 + rank)
-for _ in range(4):
-    x = torch.randn(8, 3)
-    def backward(net, to):
-        to.zero_grad()
-        net(x).sin().sum().backward()
-    optimizer.step(lambda: backward(model, optimizer))
-    backward(twin, plain)
-    plain.step()
-    for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b)
-del model
-dist.barrier()
-dist.destroy_process_group()
-"""
 
 
 def test_an_analysis_between_the_passes_touches_none() -> None:
