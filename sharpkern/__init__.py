@@ -3,11 +3,13 @@
 from sharpkern import fisher
 from sharpkern.accumulation import m_sharpness, passes
 from sharpkern.evolution import EvolutionStrategies
+from sharpkern.learned import MFVI, VariationalSAM
 from sharpkern.model import guard, param_groups
 from sharpkern.ops import BackendStatus, backends
 from sharpkern.optimizer import SharpnessAware
 from sharpkern.statistics import frozen_statistics
-from sharpkern.variants import ASAM, MFVI, SAM, TRACER, FisherSAM, MixSAM, RandomSAM, VariationalSAM
+from sharpkern.tracer import TRACER
+from sharpkern.variants import ASAM, SAM, FisherSAM, MixSAM, RandomSAM
 
 __version__ = "0.1.0"
 

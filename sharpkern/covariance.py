@@ -262,21 +262,3 @@ def unpacked(group: dict[str, Any]) -> Covariance:
     fields = dict(group["covariance"] or {"name": "Identity"})
     classes: dict[str, Callable[..., Covariance]] = {"Identity": Identity, "Adaptive": Adaptive, "Fisher": Fisher}
     return classes[fields.pop("name")](**fields)
-
-
-def sam(group: dict[str, Any]) -> Covariance:
-    """The covariance of SAM; with `adaptive` that of ASAM with eta = 0."""
-    return Adaptive(0.0) if group["adaptive"] else Identity()
-
-
-def asam(group: dict[str, Any]) -> Covariance:
-    """The covariance of ASAM."""
-    return Adaptive(float(group["eta"]))
-
-
-def fisher_sam(group: dict[str, Any]) -> Covariance:
-    """The covariance of Fisher SAM."""
-    # a natural gradient needs in the second pass the f of the first: f = g² is stored then
-    source = group["fisher"]
-    stored = {"batch": 1.0 if group["natural_gradient"] else None, "average": group["beta"], "callable": 0.0}
-    return Fisher(float(group["eta"]), group["damping"], stored[source])

@@ -107,8 +107,7 @@ class EvolutionStrategies(SharpnessAware):
                 "fully_shard would not gather the weights anew after they have moved, and the model can be told to"
             )
 
-    @staticmethod
-    def covariance_of(group: dict[str, Any]) -> covariance.Covariance:
+    def covariance_of(self, group: dict[str, Any]) -> covariance.Covariance:
         """s = 1, or what is learned."""
         return covariance.Learned(0.0) if group["learned"] else covariance.Identity()
 

@@ -23,8 +23,8 @@ from sharpkern.construct import (
     check_scaler,
     check_seed,
 )
-from sharpkern.correction import Correction, Natural
-from sharpkern.covariance import Covariance, Fisher, Identity, packed, sam
+from sharpkern.correction import Correction
+from sharpkern.covariance import Covariance, Identity, packed
 from sharpkern.gradients import Taking
 from sharpkern.lowprecision import Watch
 from sharpkern.perturbation import Launch, Perturbation, WorstCase
@@ -101,19 +101,18 @@ class Groups(torch.optim.Optimizer):
         for group in self.param_groups:
             self._parts_of(group)
 
-    @staticmethod
-    def covariance_of(group: dict[str, Any]) -> Covariance:
+    def covariance_of(self, group: dict[str, Any]) -> Covariance:
         """The covariance of a group, from its options."""
-        return sam(group)
+        return Identity()
 
     @classmethod
     def backward_passes(cls) -> int:
         """How many backward passes a step takes."""
         return cls.perturbation.passes
 
-    def _correction_of(self, group: dict[str, Any], covariance: Covariance) -> Correction | None:
+    def _correction_of(self, group: dict[str, Any], s: Covariance) -> Correction | None:
         """What the method makes of g2 before the update."""
-        return Natural(covariance) if group.get("natural_gradient") and isinstance(covariance, Fisher) else None
+        return None
 
     def _penalty_of(self, group: dict[str, Any]) -> float:
         """What of w the method adds to the gradient."""
