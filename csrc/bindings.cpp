@@ -4,6 +4,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <array>
+
 #include "cpu/ops.h"
 #include "dlpack.h"
 
@@ -51,6 +53,19 @@ void advise_huge_pages(std::uintptr_t address, std::size_t bytes) {
 
 // Reads the gradients of a list of parameters in one go, as long as nothing about them is out of the ordinary.
 class Reader {
+  // Where a tensor's object lay when last seen, and what torch keeps of it, which the shape is part of. Between two
+  // reads they leave the cache; prefetched ahead they do not cost a miss after the other. No harm if they are gone.
+  struct Header {
+    const void* object = nullptr;
+    const void* shape = nullptr;
+
+    void prefetch() const {
+      constexpr int kLine = 64;
+      __builtin_prefetch(object);
+      for (int line = -1; line <= 2; ++line) __builtin_prefetch(static_cast<const char*>(shape) + line * kLine);
+    }
+  };
+
  public:
   Reader(py::object capsule, py::list params, const std::string& gradient)
       : api_(static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsule))),
@@ -59,16 +74,22 @@ class Reader {
     if (!api_) throw py::error_already_set();
     if (api_->major != dlpack::kMajor || !api_->tensor_from_object)
       throw std::invalid_argument("another version of DLPack");
-    for (py::handle param : params_) addresses_.push_back(look(param).address());
+    for (py::handle param : params_) {
+      const dlpack::Tensor weight = look(param);
+      addresses_.push_back(weight.address());
+      seen_.push_back({Header{param.ptr(), weight.shape}, Header{}});
+    }
   }
 
   // (gradients, their addresses), or None if a parameter was moved, or a gradient is None, not dense, or has another
   // dtype or layout than its parameter.
-  py::object read() const {
+  py::object read() {
     const std::size_t n = addresses_.size();
     py::list gradients(n);
     Addresses addresses{std::vector<std::uintptr_t>(n)};
     for (std::size_t i = 0; i < n; ++i) {
+      if (i + kAhead < n)
+        for (const Header& header : seen_[i + kAhead]) header.prefetch();
       const py::handle param = PyList_GET_ITEM(params_.ptr(), Py_ssize_t(i));
       const dlpack::Tensor weight = look(param);
       py::object gradient = py::reinterpret_steal<py::object>(PyObject_GetAttr(param.ptr(), name_.ptr()));
@@ -81,6 +102,7 @@ class Reader {
       }
       if (!expected(found) || !dlpack::same_layout(found, weight)) return py::none();
       addresses.list[i] = found.address() ? reinterpret_cast<std::uintptr_t>(found.address()) : kEmpty;
+      seen_[i][1] = {gradient.ptr(), found.shape};
       PyList_SET_ITEM(gradients.ptr(), Py_ssize_t(i), gradient.release().ptr());
     }
     return py::make_tuple(gradients, std::move(addresses));
@@ -99,6 +121,8 @@ class Reader {
            tensor.code == (dtype_ == sharpkern::DType::bf16 ? kBfloat : kFloat);
   }
 
+  static constexpr std::size_t kAhead = 8;  // parameters
+
   // stands for the address of a gradient without elements: 0 would say that there is no gradient
   static constexpr std::uintptr_t kEmpty = 1;
 
@@ -107,6 +131,7 @@ class Reader {
   sharpkern::DType dtype_;
   py::str name_{"grad"};
   std::vector<char*> addresses_;
+  std::vector<std::array<Header, 2>> seen_;  // of the parameters and of their last gradients
 };
 
 }  // namespace
