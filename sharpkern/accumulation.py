@@ -53,19 +53,14 @@ class Parts:
         self.count += 1
 
     @torch.no_grad()
-    def average(self, plan: Plan) -> bool:
+    def average(self, plan: Plan) -> None:
         """Adds the gradients as they stand, of the last part, and makes `.grad` the mean; then there are no parts.
 
         Where the first pass of a part was not finite there is a NaN among the means.
 
         Args:
             plan: That of the last part; it reads the gradients anew.
-
-        Returns:
-            Whether there were parts; without them nothing happens.
         """
-        if self.count == 0:
-            return False
         self.add(plan)
         rows = [(p, t.gradient_dtype, self._sums[p]) for t in plan.tensors for p in t.params if p in self._sums]
         if rows:
@@ -79,7 +74,6 @@ class Parts:
                 p.grad.copy_(mean)
         self.forget()
         plan.read_gradients()
-        return True
 
 
 def _mark(gradients: Sequence[Tensor], flag: Tensor) -> None:

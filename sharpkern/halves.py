@@ -146,7 +146,10 @@ class Halves(Saved):
         if accumulate:
             self._add_part(plan)
         else:
-            self._update(plan, check=self._parts.average(plan))
+            accumulated = self._parts.count > 0
+            if accumulated:
+                self._parts.average(plan)
+            self._update(plan, check=accumulated)
 
     @torch.no_grad()
     def _add_part(self, plan: Plan) -> None:
