@@ -46,15 +46,17 @@ def about(rows: Rows) -> str:
     row = rows[-1]
     commits = " and ".join(dict.fromkeys(row["commit"] or "unknown" for row in rows))
     threads = ", ".join(str(n) for n in sorted({row["threads"] for row in rows}))
+    first, last = min(row["date"] for row in rows), max(row["date"] for row in rows)
+    loads = sorted(float(row["load"]) for row in rows if row["load"])
     told = {
         "processor": row["cpu"],
-        "cores": row["cores"],
+        "cores": max((row["cores"] for row in rows), key=len),
         "threads": threads,
         "governor": row["governor"] or "not told",
         "MHz": row["mhz"] or "not told",
         "huge pages": row["huge_pages"] or "not told",
-        "load when it began": rows[0]["load"],
-        "date": f"{rows[0]['date']} to {row['date']} UTC",
+        "load when a run began": f"{loads[0]:.2f} to {loads[-1]:.2f}" if loads else "not told",
+        "date": f"{first} to {last} UTC",
         "Python": row["python"],
         "torch": row["torch"],
         "peers": row["peers"] or "none",
