@@ -2,14 +2,16 @@
 
     python bench/compare.py OLD.csv NEW.csv        exit status 1 if something got worse
 
-Noise is taken from the rows themselves: the spread of turns (p20 to p80) and, where a file holds several runs, that
-between runs. A ratio counts where it exceeds 1 + tolerance and three standard deviations of that. Times are compared
-between runs on one machine only; ratios, shares of the copy's rate, memory and instructions between any.
+Of each file count the rows on the machine of its last row, and of every measurement those of its last commit. Noise is
+taken from these rows: the spread of turns (p20 to p80) and, where that commit has several runs, that between them. A
+ratio counts where it exceeds 1 + tolerance and three standard deviations of that. Times are compared between runs on
+one machine only; ratios, shares of the copy's rate, memory and instructions between any.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import statistics
 import sys
@@ -65,13 +67,14 @@ def compare(old: Sequence[Row], new: Sequence[Row], tolerance: float) -> tuple[l
     """All changes, and the names of what only the old file has.
 
     Args:
-        old: Rows.
-        new: Rows.
+        old: Rows in the order of their making.
+        new: The same.
         tolerance: What a ratio may be above 1, whatever the noise.
 
     Returns:
         Changes in the order of the new file, and names.
     """
+    old, new = results.standing(old), results.standing(new)
     before, after = results.by_key(old), results.by_key(new)
     machine = {(row["cpu"], row["gpu"]) for row in (*old, *new)}
     changes = []
@@ -96,10 +99,13 @@ def main() -> int:
     parser.add_argument("new", type=Path)
     parser.add_argument("--tolerance", type=float, default=0.05, help="what a ratio may be above 1 (default: 0.05)")
     args = parser.parse_args()
-    old, new = results.read(args.old), results.read(args.new)
+    try:
+        old, new = results.read(args.old), results.read(args.new)
+    except (OSError, ValueError, csv.Error) as error:
+        parser.error(str(error))
     for path, rows in ((args.old, old), (args.new, new)):
         if not rows:
-            parser.error(f"{path} has no rows")
+            parser.error(f"{path} has no rows" if path.exists() else f"{path}: there is no such file")
     changes, missing = compare(old, new, args.tolerance)
     if not changes:
         parser.error("the two files have no measurement in common: nothing can be compared")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from sharpkern.bench import figure, results
@@ -18,9 +17,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("--format", nargs="+", default=["svg"], help="such as svg, pdf, png")
     args = parser.parse_args()
-    paths = figure.draw(results.current(results.read(args.csv)), args.out, args.format)
+    try:
+        rows = results.current(results.read(args.csv))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    paths = figure.draw(rows, args.out, args.format)
     if not paths:
-        sys.exit(f"{args.csv} has no rows that a figure could be drawn from")
+        parser.error(f"{args.csv} has no rows that a figure could be drawn from")
     print(*paths, sep="\n")
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from sharpkern.bench.command import add_arguments, measure, options_of
 
 
-def main() -> None:
-    """Measures and appends to the CSV."""
+def main() -> int:
+    """Measures, appends to the CSV and gives the exit status."""
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     parser.description = __doc__
@@ -26,9 +26,11 @@ def main() -> None:
         args.shapes = ["resnet20", "wrn28_10"]
     try:
         measure(options_of(args), args.out / ("overhead.csv" if args.overhead else "cpu.csv"))
-    except ValueError as error:
-        sys.exit(f"{parser.prog}: {error}")
+    except (OSError, ValueError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -40,10 +40,10 @@ def _most_threads(rows: Rows) -> Rows:
 
 
 def about(rows: Rows) -> str:
-    """Where and with what."""
+    """Where and with what, of all runs behind the medians: `results.standing`."""
     if not rows:
         return "No run has been recorded yet: `bench/data/cpu.csv` does not exist."
-    row = rows[-1]
+    row = max(rows, key=lambda row: str(row["date"]))
     commits = " and ".join(dict.fromkeys(row["commit"] or "unknown" for row in rows))
     threads = ", ".join(str(n) for n in sorted({row["threads"] for row in rows}))
     first, last = min(row["date"] for row in rows), max(row["date"] for row in rows)
@@ -99,8 +99,18 @@ SPEED = (  # what, ours, of what, in which group
     ("SAM with AdamW, of the tightest `_foreach` SAM", "SAM adamw", "foreach SAM adamw", "adamw"),
     ("Fisher SAM, of SAM", "FisherSAM sgd", "sharpkern SAM sgd", "sgd"),
     ("ASAM, of SAM", "ASAM sgd", "sharpkern SAM sgd", "sgd adaptive"),
-    ("the update alone, of `SGD(fused=True)`", "sgd update alone", "torch fused sgd", "sgd our own"),
-    ("the update alone, of `AdamW(fused=True)`", "adamw update alone", "torch fused adamw", "adamw our own"),
+    (
+        "the update's kernel alone, of a whole step of `SGD(fused=True)`",
+        "sgd update alone",
+        "torch fused sgd",
+        "sgd our own",
+    ),
+    (
+        "the update's kernel alone, of a whole step of `AdamW(fused=True)`",
+        "adamw update alone",
+        "torch fused adamw",
+        "adamw our own",
+    ),
 )
 
 
@@ -132,23 +142,34 @@ def operations(rows: Rows) -> str:
 
 
 def memory(rows: Rows) -> str:
-    """Peak extra memory."""
-    found = chosen(rows, table="memory")
+    """Peak extra memory, on the most threads."""
+    found = _most_threads(chosen(rows, table="memory"))
     lines = [(row["shapes"], row["candidate"], f"{row['p50']:.1f}") for row in found]
     return _table(("shapes", "candidate", "extra bytes a parameter"), lines) if found else NOTHING
 
 
 def cost(rows: Rows) -> str:
-    """The fitted models."""
-    header = ("candidate", "threads", "GB/s", "host, µs", "a tensor, ns", "rows", "median error", "worst error")
-    lines = [
-        (
-            *(model.candidate, str(model.threads), f"{model.bandwidth / 1e9:.1f}", f"{model.host * 1e6:.1f}"),
-            *(f"{model.tensor * 1e9:.1f}", str(len(model.errors)), f"{model.typical:.0%}"),
-            f"{model.worst[1]:+.0%} ({model.worst[0]})",
-        )
-        for model in scaling.models(rows)
-    ]
+    """The fitted models: a line for the rows within the caches and one for those beyond."""
+    header = (
+        "candidate",
+        "threads",
+        "caches",
+        "GB/s",
+        "host, µs",
+        "a tensor, ns",
+        "rows",
+        "median error",
+        "worst error",
+    )
+    lines = []
+    for model in scaling.models(rows):
+        terms = f"{model.host * 1e6:.1f}", f"{model.tensor * 1e9:.1f}"
+        sides = (("within", model.bandwidth, model.within_errors), ("beyond", model.beyond, model.beyond_errors))
+        for side, bandwidth, errors in sides:
+            if bandwidth is not None:
+                rate = f"{bandwidth / 1e9:.1f}"
+                what = (model.candidate, str(model.threads), side, rate, *terms, str(len(errors)))
+                lines.append((*what, *scaling.told(errors)))
     return _table(header, lines) if lines else NOTHING
 
 
@@ -190,9 +211,11 @@ def instructions(rows: Rows) -> str:
 def pages(data: Path) -> dict[Path, dict[str, str]]:
     """Of every page, every table by the name of its marker."""
     names = ("cpu.csv", "overhead.csv", "instructions.csv")
-    rows, trained, counts = (results.current(results.read(data / name)) for name in names)
-    made = (bars, about, steps, operations, memory, cost, larger)
+    recorded = [results.read(data / name) for name in names]
+    rows, trained, counts = map(results.current, recorded)
+    made = (bars, steps, operations, memory, cost, larger)
     tables = {table.__name__: table(rows) for table in made}
+    tables |= {"about": about(results.standing(recorded[0]))}
     tables |= {"overhead": overhead(trained), "instructions": instructions(counts)}
     return {PAGE: tables, README: {"speed": speed(rows)}}
 

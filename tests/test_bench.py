@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,18 @@ import torch
 
 import sharpkern
 from sharpkern import cli, ops
-from sharpkern.bench import candidates, fresh, measure, operations, overhead, peers, provenance, traffic
+from sharpkern.bench import (
+    candidates,
+    fresh,
+    measure,
+    operations,
+    options,
+    overhead,
+    peers,
+    provenance,
+    suite,
+    traffic,
+)
 from sharpkern.bench.candidates import GROUPS, Candidate, Pool
 from sharpkern.bench.shapes import SHAPES, find, spread_over
 from sharpkern.bench.traffic import Sizes
@@ -269,6 +281,94 @@ def test_bench_leaves_table_figure_and_csv(tmp_path: Path, capsys: pytest.Captur
 def test_wrong_options_are_refused(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", *arguments]) == 2
     assert f"sharpkern bench: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(len(provenance.affinity()) < 2, reason="one core")
+def test_jax_is_measured_at_the_first_number_of_threads_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("rich")
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(fresh, "import_seconds", lambda repeats: [1e-3])
+    monkeypatch.setattr(peers, "missing", lambda *packages: None)
+    monkeypatch.setattr(candidates, "_optax", lambda kind, base, pool: lambda: None)
+    monkeypatch.setattr(peers, "pytorch_optimizer", lambda *a, **k: lambda: None)
+    some = {"sgd": tuple(replace(c, make=lambda pool: lambda: None) for c in GROUPS["sgd"])}
+    monkeypatch.setattr(suite, "GROUPS", some)
+    arguments = ["--shapes", "3x50", "--repeats", "2", "--threads", "1", "2", "--dtype", "float16"]
+    monkeypatch.setattr(suite.Bench.steps, "__defaults__", (("sgd",),))
+    assert cli.main(["bench", *arguments, "--out", str(tmp_path)]) == 0
+    with (tmp_path / "bench.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    threads = [r["threads"] for r in rows]
+    assert threads == sorted(threads, reverse=True)
+    assert {r["threads"] for r in rows if r["candidate"] == "eager SAM sgd"} == {"1", "2"}
+    assert {r["threads"] for r in rows if r["candidate"].startswith("optax")} == {"2"}
+    assert [r["threads"] for r in rows if r["table"] == "import"] == ["2"]
+    printed = " ".join(capsys.readouterr().out.split())
+    for name in ("optax SAM sgd", "optax in halves SAM sgd"):
+        assert (
+            f"{name}: left out, JAX keeps the threads of the first count in a process; run --threads 1 alone" in printed
+        )
+    assert printed.count("whole steps of float16: left out, they are measured in float32") == 1
+
+
+def test_whatever_runs_in_jax_is_marked() -> None:
+    assert {c.name for c in EVERY.values() if c.jax} == {name for name in EVERY if name.startswith("optax")} != set()
+
+
+def test_the_most_threads_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "affinity", lambda: set(range(6)))
+    assert options.Options(threads=(1, 4, 2, 4)).chosen_threads() == (4, 2, 1)
+    assert options.Options(full=True).chosen_threads() == (6, 4, 2, 1)
+
+
+@pytest.mark.parametrize(("dtypes", "told"), [((torch.float64, torch.float16), True), ((torch.bfloat16,), False)])
+def test_dtypes_without_whole_steps_are_told(dtypes: tuple[torch.dtype, ...], told: bool) -> None:
+    said: list[str] = []
+    assert list(suite.Bench("cpu", 1, dtypes, 1, 1.0, False, said.append).steps("3x50", ())) == []
+    names = ("float64", "float16") if told else ()
+    assert said == [
+        f"whole steps of {name}: left out, they are measured in float32 and bfloat16 only" for name in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        (["bench"], "from sharpkern import cli; sys.exit(cli.main())"),
+        ([], "import runpy; runpy.run_path('bench/step.py', run_name='__main__')"),
+    ],
+    ids=["sharpkern bench", "bench/step.py"],
+)
+def test_a_csv_that_cannot_be_written_is_found_before_anything_is_measured(
+    arguments: list[str], start: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("rich")
+    pytest.importorskip("matplotlib")
+    for name in ("bench.csv", "cpu.csv"):
+        (tmp_path / name).write_text("a,b\n")
+    (tmp_path / "file").touch()
+    program = f"""
+import sys
+from sharpkern.bench import suite
+suite.Bench.ops = suite.Bench.steps = lambda *a: print("measured")
+sys.argv = ["x", *{arguments!r}, "--shapes", "3x50", "--out", sys.argv[1]]
+{start}
+"""
+    for out, said in ((tmp_path, "has the columns a,b: wanted date,cpu"), (tmp_path / "file" / "x", "Not a directory")):
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(out)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2, done.stderr
+        assert "measured" not in done.stdout
+        assert said in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 # Training steps -------------------------------------------------------------------------------------------------------

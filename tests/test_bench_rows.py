@@ -23,7 +23,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Imports a program under bench/ by its name."""
     monkeypatch.syspath_prepend(ROOT / "bench")
     yield importlib.import_module
-    for name in ("bars", "compare", "scaling", "tables"):
+    for name in ("bars", "compare", "figures", "scaling", "tables"):
         sys.modules.pop(name, None)
 
 
@@ -52,13 +52,24 @@ def test_rows_come_back_from_a_csv(tmp_path: Path) -> None:
     assert results.read(tmp_path / "none.csv") == []
     with pytest.raises(ValueError, match="has the columns date,cpu"):
         results.append(path, [{"a": 1}], ["a"])
+    results.append(tmp_path / "later.csv", [])
+    results.append(tmp_path / "later.csv", [first])
+    assert results.read(tmp_path / "later.csv") == [first]
+    (tmp_path / "empty.csv").touch()
+    assert results.read(tmp_path / "empty.csv") == []
+    results.append(tmp_path / "empty.csv", [second])
+    assert results.read(tmp_path / "empty.csv") == [second]
+    (tmp_path / "foreign.csv").write_text("date,cpu\n1,2\n")
+    with pytest.raises(ValueError, match=r"foreign\.csv has no columns cores,governor"):
+        results.read(tmp_path / "foreign.csv")
 
 
 def test_current_rows_are_the_medians_of_the_last_commit() -> None:
     old, other = row("x", 9.0, commit="old"), row("x", 7.0, cpu="other")
     runs = [row("x", value, gb_s=None) for value in (1.0, 5.0, 2.0)]
     assert [(r["candidate"], r["p50"], r["gb_s"]) for r in results.current([old, other, *runs])] == [("x", 2.0, None)]
-    assert results.current([]) == []
+    assert results.standing([old, other, *runs]) == runs
+    assert results.current([]) == results.standing([]) == []
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.08, 1), (0.9, 0)])
@@ -93,11 +104,59 @@ def test_compare_leaves_times_of_other_machines_alone(script: Any) -> None:
     assert missing == []
 
 
-def planted(bandwidth: float, host: float, tensor: float) -> list[dict[str, Any]]:
+def test_compare_takes_the_last_commit_alone(script: Any) -> None:
+    """Neither the median nor the noise knows what an older commit took."""
+    compare = script("compare")
+    old = [row("x", 300.0, commit="older"), row("x", 98.0), row("x", 102.0), row("x", 100.0)]
+    slower = [row("x", 50.0, commit="older"), row("x", 120.0)]
+    ((change,), missing) = compare.compare(old, slower, 0.05)
+    assert (change.ratio, change.bound, missing) == (pytest.approx(1.2), pytest.approx(1.06), [])
+    assert change.worse
+
+
+@pytest.mark.parametrize("name", ["compare", "scaling", "figures"])
+@pytest.mark.parametrize(("text", "said"), [("a,b\n1,2\n", "has no columns date,cpu"), ("", "has no rows")])
+def test_a_csv_of_something_else_is_refused(
+    name: str, text: str, said: str, script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    program, path = script(name), tmp_path / "x.csv"
+    path.write_text(text)
+    given = {"compare": [str(path)] * 2, "scaling": [str(path)], "figures": ["--csv", str(path)]}
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *given[name]])
+    with pytest.raises(SystemExit) as error:
+        program.main()
+    assert error.value.code == 2
+    assert f"{path} {said}" in capsys.readouterr().err
+
+
+def test_scaling_says_that_there_is_nothing_to_fit(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    scaling = script("scaling")
+    rows = planted(5e10, 2e-5, 1e-7)
+    for given, said in (
+        ([], "none.csv: there is no such file"),
+        (rows[:3], "has no more than three whole steps of sharpkern SAM"),
+    ):
+        path = tmp_path / "none.csv"
+        if given:
+            results.append(path, given)
+        monkeypatch.setattr(sys, "argv", ["scaling.py", str(path)])
+        with pytest.raises(SystemExit) as error:
+            scaling.main()
+        assert error.value.code == 2
+        assert said in capsys.readouterr().err
+    results.append(path, rows)
+    assert scaling.main() == 0
+    assert "beyond the caches 50.0 GB/s, rows: 1" in capsys.readouterr().out
+
+
+def planted(bandwidth: float, host: float, tensor: float, beyond: float = 5e10) -> list[dict[str, Any]]:
     """Rows of whole steps that cost exactly this."""
     rows = []
     for elements, tensors in ((10**3, 1), (10**5, 161), (10**6, 65), (10**7, 600), (10**8, 1), (2 * 10**6, 2000)):
-        seconds = 40 * elements / bandwidth + host + tensors * tensor
+        rate = beyond if elements == 10**8 else bandwidth
+        seconds = 40 * elements / rate + host + tensors * tensor
         size = {"elements": elements, "tensors": tensors, "shapes": f"{tensors}x{elements // tensors}"}
         rows.append(row("sharpkern SAM sgd", 1e6 * seconds, bytes=40 * elements, gb_s=1.0, share_of_copy=0.9, **size))
     return rows
@@ -106,19 +165,41 @@ def planted(bandwidth: float, host: float, tensor: float) -> list[dict[str, Any]
 def test_the_model_finds_what_was_planted(script: Any) -> None:
     scaling = script("scaling")
     bandwidth, host, tensor = (float(x) for x in torch.rand(3) * torch.tensor([9e10, 5e-5, 3e-7]) + 1e-8)
-    rows = planted(bandwidth, host, tensor)
+    rows = planted(bandwidth, host, tensor, bandwidth / 3)
     (model,) = scaling.models(rows)
     assert (model.bandwidth, model.host, model.tensor) == pytest.approx((bandwidth, host, tensor), rel=1e-6)
-    assert abs(model.worst[1]) < 1e-9
+    assert model.beyond == pytest.approx(bandwidth / 3, rel=1e-6)
+    assert (len(model.within_errors), list(model.beyond_errors)) == (5, ["1x100000000"])
+    assert max(map(abs, (*model.within_errors.values(), *model.beyond_errors.values()))) < 1e-9
     name, devices, size, seconds, extra = scaling.extrapolated(rows, model)[1]
     assert (name, devices, size, extra) == ("7B", 8, 35e9, 3.5e9)
-    assert seconds == pytest.approx(35e9 / bandwidth + host + 291 * tensor)
+    assert seconds == pytest.approx(3 * 35e9 / bandwidth + host + 291 * tensor)
     assert scaling.fit(rows[:3], "sharpkern SAM sgd", 2) is None
+
+
+def test_errors_beyond_the_caches_are_told_apart(script: Any) -> None:
+    scaling = script("scaling")
+    rows = planted(5e10, 2e-5, 1e-7, 2e10)
+    slow = {**rows[4], "shapes": "2x50000000", "tensors": 2, "p50": 1.5 * rows[4]["p50"]}
+    (model,) = scaling.models([*rows, slow])
+    typical, worst = scaling.told(model.beyond_errors)
+    assert (typical, worst) == ("19%", "-23% (2x50000000)")  # least (x - 1)² + (x / 1.5 - 1)²: x = 1.154
+    assert max(map(abs, model.within_errors.values())) < 1e-4
+    assert scaling.told({}) == ("", "")
+
+
+def test_nothing_is_said_of_larger_models_without_rows_beyond_the_caches(script: Any) -> None:
+    scaling = script("scaling")
+    rows = [r for r in planted(5e10, 2e-5, 1e-7) if r["elements"] < 10**8]
+    (model,) = scaling.models(rows)
+    assert model.beyond is None
+    assert model.bandwidth == pytest.approx(5e10)
+    assert scaling.extrapolated(rows, model) == []
 
 
 def test_the_model_has_no_negative_term(script: Any) -> None:
     scaling = script("scaling")
-    (model,) = scaling.models(planted(5e10, 2e-5, -1e-9))
+    (model,) = scaling.models(planted(5e10, 2e-5, -1e-9, 2e10))
     assert model.tensor == 0
     assert model.host > 0
 
@@ -128,7 +209,7 @@ def test_the_model_has_no_negative_term(script: Any) -> None:
 
 def tiny() -> list[dict[str, Any]]:
     """A few rows for every figure and table."""
-    rows = planted(5e10, 2e-5, 1e-7)
+    rows = planted(5e10, 2e-5, 1e-7, 3e10)
     for k in (3, 5, 7):
         size = {"elements": 10**k, "shapes": f"1x{10**k}", "table": "ops", "group": "ops"}
         rows += [
@@ -148,6 +229,9 @@ def test_figures_are_drawn_from_rows_alone(tmp_path: Path) -> None:
     assert [path.name for path in paths] == ["roofline.svg", "speedup.svg", "tensors.svg", "memory.svg"]
     again = figure.draw(tiny(), tmp_path / "b", ["svg"])
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+    fewer = row("eager SAM sgd", 9.9, table="memory", unit="B/param", threads=1)
+    figure.draw([*tiny(), fewer], tmp_path / "d", ["svg"])
+    assert (tmp_path / "d" / "memory.svg").read_bytes() == paths[-1].read_bytes()
     assert figure.draw([], tmp_path / "c", ["svg"]) == []
     assert not (tmp_path / "c").exists()
 
@@ -155,14 +239,20 @@ def test_figures_are_drawn_from_rows_alone(tmp_path: Path) -> None:
 def test_the_tables_hold_what_the_rows_say(script: Any, tmp_path: Path) -> None:
     tables: ModuleType = script("tables")
     rows = [*tiny(), row("sharpkern SAM sgd", 0.45, "pytorch_optimizer fused SAM sgd", shapes="vit_b")]
+    rows.append(row("eager SAM sgd", 9.9, table="memory", threads=1))
+    ours = {"group": "sgd our own", "shapes": "vit_b"}
+    rows.append(row("sharpkern sgd update alone", 0.77, "torch fused sgd", **ours))
     results.append(tmp_path / "cpu.csv", rows)
     made = tables.pages(tmp_path)[tables.PAGE]
     published = next(line for line in made["bars"].splitlines() if "published peer" in line)
     assert "| ≤ 0.40 | 0.45 (vit_b: SAM sgd / pytorch_optimizer fused SAM sgd) at worst" in published
     assert published.endswith("| **no** |")
     assert "0.35 (wrn28_10: SAM sgd / optax SAM sgd) at best, of 2" in published
+    assert "9.9" not in made["memory"]
     assert made["memory"].endswith("| wrn28_10 | eager SAM sgd | 4.1 |")
-    assert "| 50.0 | 20.0 | 100.0 |" in made["cost"]
+    assert "| within | 50.0 | 20.0 | 100.0 | 5 | 0% |" in made["cost"]
+    assert "| beyond | 30.0 | 20.0 | 100.0 | 1 | 0% |" in made["cost"]
+    assert "| 7B | 1 | 280.00 | 9.333 |" in made["larger"]
     assert made["overhead"] == "no row yet"
     page = "".join(f"<!-- {name} -->\nold\n<!-- /{name} -->\n" for name in made)
     assert "\nold\n" not in tables.fill(page, made)
@@ -171,6 +261,17 @@ def test_the_tables_hold_what_the_rows_say(script: Any, tmp_path: Path) -> None:
     speed = tables.pages(tmp_path)[tables.README]["speed"].splitlines()
     assert speed[0].endswith("| wrn28_10 | vit_b |")
     assert next(line for line in speed if "pytorch_optimizer's with `SGD(fused=True)`" in line).endswith("|  | 0.45 |")
+    assert next(line for line in speed if "the update's kernel alone, of a whole step of" in line).endswith("| 0.77 |")
+
+
+def test_the_page_tells_all_runs_behind_the_medians(script: Any, tmp_path: Path) -> None:
+    tables: ModuleType = script("tables")
+    older = row("x", 1.0, commit="older", date="2026-01-01 00:00", load="9.00")
+    runs = [row("x", 1.0, date=f"2026-01-0{day} 00:00", load=f"{day}.50") for day in (2, 3, 4)]
+    results.append(tmp_path / "cpu.csv", [older, *runs])
+    about = tables.pages(tmp_path)[tables.PAGE]["about"]
+    assert "| load when a run began | 2.50 to 4.50 |" in about
+    assert "| date | 2026-01-02 00:00 to 2026-01-04 00:00 UTC |" in about
 
 
 def test_the_table_of_training_steps(script: Any, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class Candidate:
         bytes: Bytes a parameter that it has to move; None where nothing is claimed.
         extra: Bytes a parameter beside weights, gradients and state that it may take, generously.
         slow: Whether it takes long to prepare: measured only where all is.
+        jax: Whether it runs in JAX, whose threads are those of its first call in a process, and so are their cores.
         why_not: Why it cannot be measured on a device, or None.
     """
 
@@ -89,6 +90,7 @@ class Candidate:
     bytes: int | None = None
     extra: int = 8
     slow: bool = False
+    jax: bool = False
     why_not: Callable[[str], str | None] = _never
 
     @property
@@ -168,6 +170,7 @@ def _rivals(base: str) -> Iterator[Candidate]:
             base,
             partial(_optax, kind, base),
             extra=20,
+            jax=True,
             why_not=lambda device: peers.missing("jax", "optax") if device == "cpu" else "measured on the CPU only",
         )
     moved = traffic.descend(base_update(base), Sizes())

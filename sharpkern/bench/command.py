@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"some of {', '.join(SHAPES)}, or tensors x elements such as 65x1000 (default: {' '.join(SHORT)})",
     )
     parser.add_argument("--dtype", nargs="+", default=default.dtypes, help=f"some of {', '.join(NAMES)}")
-    parser.add_argument("--threads", nargs="+", type=int, default=(), help="each measured by itself (default: torch's)")
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=(), help="each by itself, the most first (default: torch's)"
+    )
     parser.add_argument("--repeats", type=int, default=0, help="turns (default: as many as fit a few seconds)")
     parser.add_argument("--full", action="store_true", help="all shapes, 10^3 to 10^9 elements, 1 to 2000 tensors")
     parser.add_argument(

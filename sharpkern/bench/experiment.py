@@ -30,7 +30,12 @@ def run(options: Options, path: Path, show: Callable[[list[Row]], None], tell: C
 
     Returns:
         The number of rows.
+
+    Raises:
+        UsageError: The CSV has other columns.
+        OSError: The CSV cannot be made or written to.
     """
+    append(path, [])  # says before anything is measured that it cannot be written to
     about, count, told = None, 0, set()
 
     def once(line: str) -> None:
@@ -42,8 +47,9 @@ def run(options: Options, path: Path, show: Callable[[list[Row]], None], tell: C
         warnings.filterwarnings("ignore", ".* weights swallow the perturbation", UserWarning)  # the data are random
         for threads in options.chosen_threads():
             seconds = FULL_SECONDS if options.full else SECONDS
+            first = threads == options.chosen_threads()[0]
             bench = Bench(
-                options.device, threads, options.chosen_dtypes(), options.repeats, seconds, options.full, once
+                options.device, threads, options.chosen_dtypes(), options.repeats, seconds, options.full, once, first
             )
             with pinned(threads):
                 about = {**versions(), **machine(), "gpu": gpu()["gpu"] if options.device == "cuda" else ""}
@@ -64,7 +70,7 @@ def _blocks(bench: Bench, options: Options) -> Iterator[list[Row]]:
     for shapes in options.swept_shapes():
         yield from bench.ops(shapes)
         yield from bench.steps(shapes, ("sgd",))
-    if bench.threads == options.chosen_threads()[-1]:
+    if bench.first:
         for shapes in options.chosen_shapes():
             if 4 * sum(map(math.prod, find(shapes))) >= BEYOND:
                 yield from bench.memory(shapes)

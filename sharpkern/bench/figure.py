@@ -118,7 +118,7 @@ def tensors(rows: Rows, axes: Axes) -> bool:
 
 def memory(rows: Rows, axes: Axes) -> bool:
     """Peak bytes a parameter beyond weights, gradients and the state of the base update."""
-    found = chosen(rows, table="memory")
+    found = _most_threads(chosen(rows, table="memory"))
     if not found:
         return False
     found = chosen(found, shapes=max(found, key=lambda row: float(row["elements"]))["shapes"])

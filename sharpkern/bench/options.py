@@ -77,10 +77,11 @@ class Options:
         return tuple(dict.fromkeys((*SIZES, *TENSORS))) if self.full and not self.shapes else ()
 
     def chosen_threads(self) -> tuple[int, ...]:
-        """Numbers of threads."""
+        """Numbers of threads, the most first: a peer that keeps the threads of its first call has all of them then."""
         most = len(affinity())
         powers = [1 << k for k in range(most.bit_length()) if 1 << k < most]
-        return self.threads or ((*powers, most) if self.full else (torch.get_num_threads(),))
+        wanted = self.threads or ((*powers, most) if self.full else (torch.get_num_threads(),))
+        return tuple(sorted(set(wanted), reverse=True))
 
     def chosen_dtypes(self) -> tuple[torch.dtype, ...]:
         """The dtypes."""

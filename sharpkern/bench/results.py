@@ -26,6 +26,25 @@ NUMBERS = ("p20", "p50", "p80", "gb_s", "share_of_copy")
 SAME = ("table", "group", "shapes", "dtype", "threads", "candidate", "against")
 
 
+def check(path: Path, fields: Sequence[str] = FIELDS) -> None:
+    """Sees that rows can be appended to a CSV; where there is none, folder and empty file are made.
+
+    Args:
+        path: Of the file.
+        fields: The columns.
+
+    Raises:
+        UsageError: The file is there and has other columns.
+        OSError: It cannot be made or written to.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", newline="", encoding="utf-8") as file:
+        file.seek(0)
+        found = next(csv.reader(file), list(fields))
+    if found != list(fields):
+        raise UsageError(f"{path} has the columns {','.join(found)}: wanted {','.join(fields)}; take another file")
+
+
 def append(path: Path, rows: Iterable[Row], fields: Sequence[str] = FIELDS) -> None:
     """Appends rows to a CSV, which is made where there is none.
 
@@ -36,17 +55,12 @@ def append(path: Path, rows: Iterable[Row], fields: Sequence[str] = FIELDS) -> N
 
     Raises:
         UsageError: The file is there and has other columns.
+        OSError: It cannot be made or written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    if not new:
-        with path.open(newline="", encoding="utf-8") as file:
-            found = next(csv.reader(file), [])
-        if found != list(fields):
-            raise UsageError(f"{path} has the columns {','.join(found)}: wanted {','.join(fields)}; take another file")
+    check(path, fields)
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields)
-        if new:
+        if not path.stat().st_size:
             writer.writeheader()
         writer.writerows(rows)
 
@@ -59,11 +73,18 @@ def read(path: Path) -> list[dict[str, Any]]:
 
     Returns:
         The rows; none where there is no such file.
+
+    Raises:
+        UsageError: A column is missing.
     """
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(file)]
+        reader = csv.DictReader(file)
+        missing = [name for name in FIELDS if name not in (reader.fieldnames or FIELDS)]
+        if missing:
+            raise UsageError(f"{path} has no columns {','.join(missing)}: wanted a CSV of the benchmark")
+        return [{key: _value(key, text) for key, text in row.items()} for row in reader]
 
 
 def _value(key: str, text: str) -> Any:
@@ -87,20 +108,32 @@ def by_key(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], list[dict[st
     return found
 
 
-def current(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every measurement on the machine of the last row, at the last commit that it was made at.
+def standing(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that count: those on the machine of the last row, of every measurement those of its last commit.
 
     Args:
         rows: In the order of their making.
 
     Returns:
-        A row a measurement; of several runs at that commit the medians of the numbers.
+        All runs of every measurement, one measurement after the other.
     """
-    found = []
-    for same in by_key(row for row in rows if all(row[name] == rows[-1][name] for name in ("cpu", "gpu"))).values():
-        last = [row for row in same if row["commit"] == same[-1]["commit"]]
-        found.append({**last[-1], **{name: _median(row[name] for row in last) for name in NUMBERS}})
-    return found
+    here = by_key(row for row in rows if all(row[name] == rows[-1][name] for name in ("cpu", "gpu")))
+    return [row for same in here.values() for row in same if row["commit"] == same[-1]["commit"]]
+
+
+def current(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the `standing` rows say.
+
+    Args:
+        rows: In the order of their making.
+
+    Returns:
+        A row a measurement, that of the last run, with the medians of the numbers over its runs.
+    """
+    return [
+        {**same[-1], **{name: _median(row[name] for row in same) for name in NUMBERS}}
+        for same in by_key(standing(rows)).values()
+    ]
 
 
 def _median(values: Iterable[float | None]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ class Bench:
         seconds: What a group may take.
         full: Whether candidates that take long to prepare are measured too.
         tell: Called with a line on everything that is left out.
+        first: Whether no other number of threads was measured in this process before.
     """
 
     device: str
@@ -47,6 +49,7 @@ class Bench:
     seconds: float
     full: bool
     tell: Tell
+    first: bool = True
 
     def ops(self, shapes: str) -> Iterator[list[Row]]:
         """Every op, a block a dtype."""
@@ -65,6 +68,11 @@ class Bench:
 
     def steps(self, shapes: str, groups: Sequence[str] = tuple(GROUPS)) -> Iterator[list[Row]]:
         """Whole steps, a block a group of candidates; those that take long to prepare for networks only."""
+        measured = {c.dtype for c in itertools.chain.from_iterable(GROUPS.values())}
+        for dtype in self.dtypes:
+            if dtype not in measured:
+                names = " and ".join(sorted(map(_name, measured), reverse=True))
+                self.tell(f"whole steps of {_name(dtype)}: left out, they are measured in {names} only")
         for group in groups:
             pool = Pool(find(shapes), self.device)
             usable = [c for c in GROUPS[group] if self._takes(c) and not (c.slow and shapes not in COMPILED)]
@@ -120,6 +128,10 @@ class Bench:
         if candidate.slow and not self.full:
             return False
         reason = candidate.why_not(self.device)
+        if candidate.jax and not self.first:
+            reason = (
+                reason or f"JAX keeps the threads of the first count in a process; run --threads {self.threads} alone"
+            )
         if reason:
             self.tell(f"{candidate.name}: left out, {reason}")
         return not reason and candidate.dtype in (torch.float32, *self.dtypes)
