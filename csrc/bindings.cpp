@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <utility>
 
 #include "cpu/ops.h"
 #include "dlpack.h"
@@ -25,6 +26,7 @@ namespace {
 struct CpuTable {
   Table table;
   sharpkern::cpu::Launch launch;
+  bool* moved = nullptr;  // set once w + ε is written and w0 kept, before Python can interrupt
 };
 
 // Weights of this many bytes do not stay, with gradients and state, in a core's own cache.
@@ -60,9 +62,10 @@ class Reader {
     const void* shape = nullptr;
 
     void prefetch() const {
-      constexpr int kLine = 64;
+      constexpr std::uintptr_t kLine = 64;
+      const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(shape) - kLine;
       __builtin_prefetch(object);
-      for (int line = -1; line <= 2; ++line) __builtin_prefetch(static_cast<const char*>(shape) + line * kLine);
+      for (int i = 0; i < 4; ++i) __builtin_prefetch(reinterpret_cast<const void*>(first + i * kLine));
     }
   };
 
@@ -76,15 +79,15 @@ class Reader {
       throw std::invalid_argument("another version of DLPack");
     for (py::handle param : params_) {
       const dlpack::Tensor weight = look(param);
-      addresses_.push_back(weight.address());
+      places_.emplace_back(weight.address(), weight.numel());
       seen_.push_back({Header{param.ptr(), weight.shape}, Header{}});
     }
   }
 
-  // (gradients, their addresses), or None if a parameter was moved, or a gradient is None, not dense, or has another
+  // (gradients, their addresses), or None if a parameter was moved or resized, or a gradient is None, not dense, or has another
   // dtype or layout than its parameter.
   py::object read() {
-    const std::size_t n = addresses_.size();
+    const std::size_t n = places_.size();
     py::list gradients(n);
     Addresses addresses{std::vector<std::uintptr_t>(n)};
     for (std::size_t i = 0; i < n; ++i) {
@@ -94,7 +97,7 @@ class Reader {
       const dlpack::Tensor weight = look(param);
       py::object gradient = py::reinterpret_steal<py::object>(PyObject_GetAttr(param.ptr(), name_.ptr()));
       if (!gradient) throw py::error_already_set();
-      if (weight.address() != addresses_[i] || gradient.is_none()) return py::none();
+      if (std::pair(weight.address(), weight.numel()) != places_[i] || gradient.is_none()) return py::none();
       dlpack::Tensor found;
       if (api_->tensor_from_object(gradient.ptr(), &found) != 0) {
         PyErr_Clear();  // sparse: the caller looks closer and says so
@@ -130,7 +133,7 @@ class Reader {
   py::list params_;
   sharpkern::DType dtype_;
   py::str name_{"grad"};
-  std::vector<char*> addresses_;
+  std::vector<std::pair<char*, std::int64_t>> places_;  // of the parameters: address and elements
   std::vector<std::array<Header, 2>> seen_;  // of the parameters and of their last gradients
 };
 
@@ -156,6 +159,7 @@ PYBIND11_MODULE(_kernels, m) {
       .def("set", [](CpuTable& self, const std::string& row,
                      std::vector<std::uintptr_t> addresses) { self.table.set(row, std::move(addresses)); })
       .def("set_steps", [](CpuTable& self, std::uintptr_t address) { self.table.steps = address; })
+      .def("set_moved", [](CpuTable& self, std::uintptr_t address) { self.moved = reinterpret_cast<bool*>(address); })
       .def("set_take", [](CpuTable& self, std::uintptr_t address) { self.table.take = address; })
       .def("set_noise", [](CpuTable& self, std::uintptr_t draw, std::uint64_t seed,
                            std::vector<std::uint64_t> start, bool stochastic) {
@@ -178,6 +182,7 @@ PYBIND11_MODULE(_kernels, m) {
               std::uintptr_t total, bool track, double worst, double noise, int again) {
              sharpkern::cpu::ascend(self.table, launch(self, threads), covariance, scalars,
                                     {rho, scalar(total), worst, noise, track, again});
+             if (self.moved) *self.moved = true;
            },
            free)
       .def("descend",

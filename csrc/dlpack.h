@@ -20,6 +20,11 @@ struct Tensor {
   std::uint64_t byte_offset;
 
   char* address() const { return static_cast<char*>(data) + byte_offset; }
+  std::int64_t numel() const {
+    std::int64_t n = 1;
+    for (std::int32_t i = 0; i < ndim; ++i) n *= shape[i];
+    return n;
+  }
 };
 
 struct ExchangeApi {

@@ -184,6 +184,7 @@ def passes(
     """
     check_parts(optimizer, "passes")
     optimizer._wants_whole("passes()")
+    optimizer._parts.ready = optimizer._parts.hooked = False
     params = [p for group in optimizer.param_groups for p in group["params"]]
     kept = [p.grad for p in params]
     two, loss = optimizer.perturbation.passes == 2, None

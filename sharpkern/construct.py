@@ -105,6 +105,12 @@ def base_defaults(
             f"base_optimizer={base_optimizer!r}: wanted a class such as torch.optim.SGD, not an instance; "
             "its options go to the constructor of the sharpness-aware optimizer"
         )
+    closure = inspect.signature(base_optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise TypeError(
+            f"{base_optimizer.__name__} calls its closure itself, as often as it wants: wanted a class whose step() goes "
+            "without one"
+        )
     parameters = inspect.signature(base_optimizer).parameters
     accepted = [name for name in parameters if name != "params"]
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -115,7 +121,7 @@ def base_defaults(
                     f"beside them this class takes {', '.join(own)}"
                 )
     check_number("lr", options.get("lr", 0.0))
-    return dict(base_optimizer([torch.zeros(1, requires_grad=True)], **options).defaults)
+    return dict(base_optimizer([torch.zeros(1, 1, requires_grad=True)], **options).defaults)
 
 
 def check_number(name: str, value: Any, positive: bool = False) -> None:

@@ -156,6 +156,7 @@ class EvolutionStrategies(SharpnessAware):
         for launch in launches:
             t = launch.tensors
             t.gather()
+            t.moved.value = False
             if self._in_place and not t.master:
                 if t.source is not t.weights:
                     t.source, t.handle = t.weights, None
@@ -199,6 +200,7 @@ class EvolutionStrategies(SharpnessAware):
                 plan.ops.ascend_(t, x.covariance, x.rho, None, False, 0.0, own * x.noise, None if copy else pair)
                 t.scatter()
             plan.reshard(self._common.model)
+            torch.clear_autocast_cache()  # casts of the weights as they stood before
             at = (pair, sign)
 
         try:
@@ -216,8 +218,8 @@ class EvolutionStrategies(SharpnessAware):
         except BaseException:
             if self._in_place:
                 move(at[0], 0.0)
-            if at[1] != 0:
-                self._restore(plan)
+            else:  # not by `at`: Ctrl-C may come before it is written
+                self._restore(plan, [x for x in launches if x.tensors.moved.value])
             raise
         finally:
             self._statistics.put_back()

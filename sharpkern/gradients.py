@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.amp.grad_scaler import GradScaler
+from torch.amp.grad_scaler import GradScaler, OptState
 
 _EPSILON = 1e-6  # added to the norm, as torch.nn.utils.clip_grad_norm_ does
 
@@ -45,6 +45,23 @@ class Taking:
     def active(self) -> bool:
         """Whether gradients are taken otherwise than they are; then the norm of g2 is wanted."""
         return not (self.scaler is None and self.max_norm is None and self.clip_value is None)
+
+    def check(self, optimizer: object) -> None:
+        """Checks that nobody else unscales, and that the scaler knows of the last step.
+
+        Args:
+            optimizer: The optimizer, as the scaler knows it.
+
+        Raises:
+            RuntimeError: `scaler.unscale_(optimizer)` was called, or `scaler.update()` was not.
+        """
+        states = getattr(self.scaler, "_per_optimizer_states", {})  # a scaler that is disabled has none
+        for who, told in (
+            (optimizer, "scaler.unscale_(optimizer) was called, and gradients would be unscaled twice: leave it out"),
+            (self._witness, "the scaler was told of a step before this one: call scaler.update() after every step"),
+        ):
+            if who is not None and id(who) in states and states[id(who)]["stage"] is OptState.UNSCALED:
+                raise RuntimeError(told)
 
     def begin(self, takes: Mapping[torch.device, Tensor]) -> None:
         """Factor and bound before any norm is known.

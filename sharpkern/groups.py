@@ -35,6 +35,14 @@ from sharpkern.statistics import Statistics
 from sharpkern.tensors import Tensors
 
 
+def _refuse_load(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """What a base optimizer says to a checkpoint: with it it would part from the groups and the state it shares."""
+    raise RuntimeError(
+        "base_optimizer.load_state_dict() would give the base optimizer groups and state of its own: call "
+        "load_state_dict() of the sharpness-aware optimizer, which takes checkpoints of plain base optimizers too"
+    )
+
+
 class Groups(torch.optim.Optimizer):
     """Parameters in groups with options, what these come to for a launch, and the state; `SharpnessAware` says more."""
 
@@ -141,8 +149,14 @@ class Groups(torch.optim.Optimizer):
         assert self.base_optimizer is not None
         for param, state in self.base_optimizer.state.items():
             self.state[param].update(state)
+        self._join()
+
+    def _join(self) -> None:
+        """The torch optimizer below gets groups and state, and keeps them."""
+        assert self.base_optimizer is not None
         self.base_optimizer.param_groups = self.param_groups
         self.base_optimizer.state = self.state
+        self.base_optimizer.register_load_state_dict_pre_hook(_refuse_load)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, with its own options, as in torch.
@@ -172,7 +186,7 @@ class Groups(torch.optim.Optimizer):
             self.param_groups.append(group)
         else:
             self.base_optimizer.add_param_group(group)  # the same list of groups
-        self._plan = None
+        self._drop_plan()
 
     @property
     def scaler(self) -> GradScaler | None:
@@ -186,7 +200,7 @@ class Groups(torch.optim.Optimizer):
         if scaler is not None and "scaler" in self._refused:
             raise ValueError(f"{type(self).__name__} has no scaler: {self._refused['scaler']}")
         self._taking.scaler = scaler
-        self._plan = None
+        self._drop_plan()
 
     def _wants(self, perturbed: bool, what: str) -> None:
         """Raises RuntimeError unless the weights stand perturbed, or do not, as `what` wants it."""
@@ -264,6 +278,11 @@ class Groups(torch.optim.Optimizer):
     def _draws_noise(self) -> bool:
         """Whether a step takes random numbers."""
         return self._common.stochastic_rounding or not isinstance(self.perturbation, WorstCase)
+
+    def _drop_plan(self) -> None:
+        """The next half makes a new plan, whose noise goes on where this one's ended."""
+        self._count_draws()
+        self._plan = None
 
     def _count_draws(self) -> Tensor:
         """How often random numbers were drawn."""

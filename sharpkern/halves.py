@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -85,6 +86,7 @@ class Halves(Saved):
             )
         if torch.compiler.is_dynamo_compiling():
             return compiled.perturb(self, what, track)
+        self._taking.check(self)
         plan, launches = self._prepare(track)
         self._taking.begin(plan.takes)
         passes = self.perturbation.passes
@@ -95,24 +97,31 @@ class Halves(Saved):
             t.set_source(everything=passes == 1)
             if launch.correction is not None and launch.correction.first:
                 t.allocate_first()
+            t.moved.value = False
             increment_version(t.written)
         group = per_rank.group_of(self._common)
-        perturb_(plan.ops, launches, passes, track, lambda totals: per_rank.agree_(totals, group))
-        self._half.perturbed = what
-        for t in plan.tensors:
-            t.scatter()
-        self._watch.look(launches)
-        if passes == 2:
-            self._record.first(launches, track)
-        else:
-            self._record.none()
-        for t in plan.tensors:
-            t.release()
-        if track:
-            self._parts.ready = self._parts.hooked = False
-        if passes == 2 or not track:  # the one pass of a step is to touch them
-            self._statistics.keep(everything=not track)
-        plan.reshard(self._common.model)
+        try:
+            perturb_(plan.ops, launches, passes, track, lambda totals: per_rank.agree_(totals, group))
+            self._half.perturbed = what
+            for t in plan.tensors:
+                t.scatter()
+            self._watch.look(launches)
+            if passes == 2:
+                self._record.first(launches, track)
+            else:
+                self._record.none()
+            for t in plan.tensors:
+                t.release()
+            if track:
+                self._parts.ready = self._parts.hooked = False
+            if passes == 2 or not track:  # the one pass of a step is to touch them
+                self._statistics.keep(everything=not track)
+            plan.reshard(self._common.model)
+            torch.clear_autocast_cache()  # casts of w
+        except BaseException:  # also Ctrl-C, which may come between two launches
+            self._restore(plan, [x for x in launches if x.tensors.moved.value])
+            self._end()
+            raise
 
     def _init_group(self) -> bool:
         """What Dynamo calls while it traces a step, without tracing it, as in torch's optimizers: makes the state."""
@@ -130,36 +139,36 @@ class Halves(Saved):
             for launch in self._launches:
                 launch.tensors.rescue()
             self._end()
-            self._plan, self._parts = None, Parts()
+            self._drop_plan()
+            self._parts = Parts()
             raise RuntimeError(
                 "the parameters were moved to other storage, or the dtype of a gradient changed, while the weights "
                 "stood perturbed; w is restored and not updated. Call second_step() or restore() before model.to() "
                 "and the like"
             ) from None
-        except RuntimeError:
-            self.restore()
-            raise
 
     def _descend_eagerly(self, accumulate: bool = False) -> None:
         plan = cast(Plan, self._plan)
-        self._read_second(plan)
-        if accumulate:
-            self._add_part(plan)
-        else:
-            accumulated = self._parts.count > 0
-            if accumulated:
-                self._parts.average(plan)
-            self._update(plan, check=accumulated)
+        try:
+            self._taking.check(self)
+            self._read_second(plan)
+            if accumulate:
+                self._add_part(plan)
+            else:
+                accumulated = self._parts.count > 0
+                if accumulated:
+                    self._parts.average(plan)
+                self._update(plan, check=accumulated)
+        except BaseException:
+            if self._perturbed is not None:
+                self.restore()
+            raise
 
     @torch.no_grad()
     def _add_part(self, plan: Plan) -> None:
         """Goes back to w; g2 joins those of the parts before."""
-        try:
-            check_parts(self, "accumulate=True")
-            self._parts.add(plan)
-        except BaseException:
-            self.restore()
-            raise
+        check_parts(self, "accumulate=True")
+        self._parts.add(plan)
         self._restore(plan)
         self._end()
 
@@ -207,6 +216,7 @@ class Halves(Saved):
             plan.ops.descend_(t, u, launch.correction, t.total, second.get(t.device))
             t.scatter()
             t.note()
+        torch.clear_autocast_cache()  # casts of w + ε
         return sums
 
     def _second_totals(self, plan: Plan) -> dict[torch.device, Tensor]:
@@ -254,12 +264,14 @@ class Halves(Saved):
                 self._restore(cast(Plan, self._plan))
             self._end()
 
-    def _restore(self, plan: Plan) -> None:
-        for launch in self._launches:
+    def _restore(self, plan: Plan, launches: Sequence[Launch] | None = None) -> None:
+        """Back to w, of all lists or of some."""
+        for launch in self._launches if launches is None else launches:
             increment_version(launch.tensors.written)
             plan.ops.restore_(launch.tensors, launch.tensors.total)
             launch.tensors.scatter()
             launch.tensors.note()
+        torch.clear_autocast_cache()  # casts of w + ε
 
     def _end(self) -> None:
         self._half.perturbed = None

@@ -200,7 +200,7 @@ class SharpnessAware(Halves):
         values: dict[Tensor, Tensor] = {}
         for i, launch in enumerate(self._launches):
             values.update(self._record.covariance(i, launch, self._perturbed is not None))
-        if not values:
+        if any(p not in values for group in self.param_groups for p in group["params"]):
             raise RuntimeError(
                 "covariance() wants a first pass before it: call first_step(), step(closure) or perturb()"
             )

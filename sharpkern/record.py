@@ -102,6 +102,8 @@ class Record:
     def losses(self, loss: Any, perturbed: Any) -> None:
         """Takes up what the closure returned in both passes."""
         self._losses = tuple(x.detach() if isinstance(x, Tensor) else x for x in (loss, perturbed))
+        if not all(isinstance(x, (Tensor, float, int)) for x in self._losses):  # such as a tuple: it may hold a graph
+            self._losses = (None, None)
 
     def _fisher(self, launch: Launch, i: int, g: Tensor | None) -> Tensor | None:
         """The Fisher diagonal that the last first pass used for one parameter."""
@@ -160,7 +162,9 @@ class Record:
         nan = torch.full_like(total, float("nan"))
         figures = dict.fromkeys(("grad_norm", "perturbation_norm", "loss_gap", "gradient_cosine"), nan)
         loss, perturbed = (torch.as_tensor(nan if x is None else x).detach().to(total) for x in self._losses)
-        figures["loss_gap"] = perturbed - loss
+        if loss.numel() != 1 or perturbed.numel() != 1:
+            loss, perturbed = nan, nan
+        figures["loss_gap"] = (perturbed - loss).reshape(())
         squares = self._squares(launches, total)
         mesh = next((x.tensors.share.mesh for x in launches), None)
         if mesh is not None:

@@ -73,5 +73,4 @@ class Saved(Groups):
             self._clear()
         self._plan = None
         if self.base_optimizer is not None:
-            self.base_optimizer.param_groups = self.param_groups
-            self.base_optimizer.state = self.state
+            self._join()

@@ -35,9 +35,10 @@ def local(x: Tensor) -> Tensor:
     return (part.wait() if isinstance(part, AsyncCollectiveTensor) else part).detach()
 
 
-def address(x: Tensor) -> int:
-    """Where the part lies that this process holds."""
-    return x._local_tensor.data_ptr() if is_sharded(x) else x.data_ptr()
+def located(x: Tensor) -> tuple[int, int]:
+    """Where the part lies that this process holds, and how many elements it has."""
+    part = x._local_tensor if is_sharded(x) else x
+    return part.data_ptr(), part.numel()
 
 
 def part_of(x: Tensor, param: Tensor) -> Tensor:

@@ -6,13 +6,14 @@ after every backward pass; reading them is the largest term of a small model's s
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sharpkern.sharded import Share, address, is_sharded, local, part_of
+from sharpkern.sharded import Share, is_sharded, local, located, part_of
 
 GROUP = 8  # elements: every tensor starts at a multiple of this in the flattened parameters, which random bits count
 _EMPTY = 1  # stands for the address of a gradient without elements: 0 would say that there is no gradient
@@ -133,7 +134,7 @@ class Tensors:
         self.state_dtype = state_dtype(params[0])
         self.weights = [p if _layout(p) == _layout(torch.empty_like(p)) else torch.empty_like(p) for p in parts]
         self._gaps = [(p, w) for p, w in zip(parts, self.weights, strict=True) if w is not p]
-        self._addresses = [p.data_ptr() for p in parts]
+        self._located = [(p.data_ptr(), p.numel()) for p in parts]
         plain = not self._gaps and len(self.written) == len(self.params)
         self._reader = _reader(self.params, self.gradient_dtype) if plain else None
         self.gradient_bytes = sum(p.numel() for p in parts) * self.gradient_dtype.itemsize
@@ -151,6 +152,7 @@ class Tensors:
         self.complete = False  # every parameter has the gradient
         self.revision = 0  # of gradients
         self.bases: dict[str, list[Tensor]] = {}  # by slot, the allocations behind its tensors; see `sharpkern.library`
+        self.moved = ctypes.c_bool(False)  # whether w + ε is written and w0 kept; the CPU's kernels set it themselves
         self.handle: Any = None  # what a backend caches of the other lists; None once one of them changes
 
     def rows_of(self, index: int) -> tuple[int, int]:
@@ -162,14 +164,14 @@ class Tensors:
 
         Raises:
             RuntimeError: One is sparse.
-            Stale: A parameter was moved, or a gradient has another dtype than before.
+            Stale: A parameter was moved or resized, or a gradient has another dtype than before.
         """
         read = self._reader.read() if self._reader is not None else None
         if read is not None:
             self.gradients, self.gradient_addresses = read
             self.complete = True
         else:
-            if list(map(address, self.params)) != self._addresses:
+            if list(map(located, self.params)) != self._located:
                 raise Stale
             self.gradients = [self._read(i, p.grad) for i, p in enumerate(self.params)]
             self.gradient_addresses = [0 if g is None else g.data_ptr() or _EMPTY for g in self.gradients]
@@ -199,7 +201,16 @@ class Tensors:
         return taken(gradient.to(self.state_dtype), self.take)
 
     def fit(self, state: Tensor, weight: Tensor) -> Tensor:
-        """A state tensor in the state dtype and the layout of its weight; a copy where it is not."""
+        """A state tensor in the state dtype and the layout of its weight; a copy where it is not.
+
+        Raises:
+            RuntimeError: It has another size than the weight.
+        """
+        if state.shape != weight.shape:
+            raise RuntimeError(
+                f"a parameter has the size {tuple(weight.shape)} and its state {tuple(state.shape)}: it was resized; "
+                "give the new parameter to a new optimizer"
+            )
         if state.dtype == self.state_dtype and state.device == weight.device and _layout(state) == _layout(weight):
             return state
         return torch.empty_like(weight, dtype=self.state_dtype).copy_(state)

@@ -409,3 +409,20 @@ def test_a_scaler_of_the_optimizer_in_every_style(base: str, style: str, backend
     scaler.update()
     assert round(scaler.get_scale()) == 1024
     assert same(params, before)
+
+
+def test_passes_that_fail_in_a_later_part_are_no_step(backend: str) -> None:
+    """What `.grad` holds then is of no use, and `step()` does not take it."""
+    params = parameters(network_weights(SEED))
+    optimizer = build(sharpkern, "sam", "sgd-momentum", params, backend)
+    sharpkern.passes(optimizer, lambda: network_loss(SEED, 0)(params).backward())
+
+    def broken() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        sharpkern.passes(optimizer, broken)
+    before = [p.detach().clone() for p in params]
+    with pytest.raises(RuntimeError, match="closure"):
+        optimizer.step()
+    assert same(params, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 from collections.abc import Callable
@@ -350,3 +351,93 @@ def test_pickle_and_deepcopy_take_the_scaler_along() -> None:
         assert taken.scaler is not None
         assert taken.scaler is not scaler
         assert taken.scaler.get_scale() == scaler.get_scale()
+
+
+@pytest.mark.parametrize("style", ["step", "halves", "perturbed", "passes", "strategies"])
+def test_autocast_around_both_passes_does_not_reuse_the_casts_of_w(style: str) -> None:
+    """autocast keeps the weights that it has cast for as long as it lasts; those of w are none of w + ε."""
+    losses: dict[bool, list[Tensor]] = {}
+    for outside in (False, True):
+        torch.manual_seed(0)
+        model, inputs, seen = nn.Linear(20, 3), torch.randn(8, 20), losses.setdefault(outside, [])
+        kind = sharpkern.EvolutionStrategies if style == "strategies" else sharpkern.SAM
+        optimizer = kind(model.parameters(), rho=1.0, lr=0.1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=outside):
+            for _ in range(2):
+                one_step(optimizer, style, model, inputs, seen, inside=not outside)
+    torch.testing.assert_close(losses[True], losses[False])
+    assert len(set(map(float, losses[True]))) == len(losses[True])
+
+
+def one_step(
+    optimizer: SharpnessAware, style: str, model: nn.Module, inputs: Tensor, seen: list[Tensor], inside: bool
+) -> None:
+    """A step in one of the styles; the forward passes have a region of autocast of their own, or none."""
+
+    def backward() -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=True) if inside else contextlib.nullcontext():
+            loss: Tensor = model(inputs).square().mean()
+        if torch.is_grad_enabled():
+            loss.backward()
+        seen.append(loss.detach())
+        return loss
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        return backward()
+
+    if style in {"step", "strategies"}:
+        optimizer.step(closure)
+    elif style == "halves":
+        closure()
+        optimizer.first_step(zero_grad=True)
+        backward()
+        optimizer.second_step()
+    elif style == "passes":
+        optimizer.zero_grad()
+        sharpkern.passes(optimizer, backward)
+        optimizer.step()
+    else:
+        closure()
+        with optimizer.perturbed():
+            backward()
+        inputs *= 0.5
+
+
+def test_gradients_that_somebody_else_unscales_are_refused() -> None:
+    task, scaler = Task(), GradScaler("cpu", init_scale=1024.0)
+    optimizer = make("SAM", task.model, scaler=scaler)
+    before = task.weights()
+    scaler.scale(task.loss()).backward()
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="unscaled twice"):
+        optimizer.first_step()
+    scaler.update()
+    optimizer.zero_grad()
+    scaler.scale(task.loss()).backward()
+    optimizer.first_step(zero_grad=True)
+    scaler.scale(task.loss()).backward()
+    scaler.unscale_(optimizer)
+    with pytest.raises(RuntimeError, match="unscaled twice"):
+        optimizer.second_step()
+    assert all(torch.equal(a, b) for a, b in zip(task.weights(), before, strict=True))
+    assert optimizer._perturbed is None
+
+
+def test_a_scaler_that_was_not_updated_is_refused_before_the_weights_move() -> None:
+    task, scaler = Task(), GradScaler("cpu", init_scale=1024.0)
+    optimizer = make("SAM", task.model, scaler=scaler)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = scaler.scale(task.loss())
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    before = task.weights()
+    with pytest.raises(RuntimeError, match=r"scaler\.update\(\)"):
+        optimizer.step(closure)
+    assert all(torch.equal(a, b) for a, b in zip(task.weights(), before, strict=True))
+    scaler.update()
+    optimizer.step(closure)

@@ -324,3 +324,63 @@ def test_an_option_that_turns_bad_in_the_second_pass_leaves_the_weights(backend:
     with pytest.raises(ValueError, match="lr"):
         optimizer.step(closure)
     assert same(params, before)
+
+
+@pytest.mark.parametrize("grown", [False, True])
+def test_a_parameter_of_another_size_at_its_old_place_is_not_taken_for_the_old(grown: bool, backend: str) -> None:
+    """Nothing beyond it is written; torch's optimizers refuse its state, too."""
+    room = torch.ones(4096)
+    small, large = room[:10], room
+    params = [torch.nn.Parameter(small if grown else large)]
+    optimizer = sharpkern.SAM(params, lr=0.1, momentum=0.9, backend=backend)
+    give_gradients(params, 1)
+    optimizer.first_step()
+    optimizer.second_step()
+    params[0].data = large if grown else small
+    params[0].grad = None
+    before = room.clone()
+    params[0].grad = torch.full_like(params[0], 5.0)
+    with pytest.raises(RuntimeError, match="size"):
+        optimizer.step(lambda: None)
+    assert same([room], [before])
+
+
+def test_a_group_that_no_step_has_seen_has_no_covariance(backend: str) -> None:
+    params = one()
+    optimizer = sharpkern.ASAM(params, lr=0.1, backend=backend)
+    give_gradients(params, 1)
+    optimizer.first_step()
+    optimizer.second_step()
+    optimizer.add_param_group({"params": one()})
+    with pytest.raises(RuntimeError, match="first pass"):
+        optimizer.covariance()
+
+
+def test_a_closure_that_returns_no_number_has_no_loss_gap(backend: str) -> None:
+    params = one()
+    optimizer = sharpkern.SAM(params, lr=0.1, backend=backend)
+
+    def closure() -> tuple[Tensor, str]:
+        optimizer.zero_grad()
+        loss = params[0].square().sum()
+        loss.backward()
+        return loss, "more"
+
+    assert optimizer.step(closure)[1] == "more"
+    assert math.isnan(float(optimizer.diagnostics()["loss_gap"]))
+
+
+def test_bases_that_want_matrices_get_them(backend: str) -> None:
+    params = parameters([torch.ones(3, 4)])
+    optimizer = sharpkern.SAM(params, torch.optim.Muon, lr=0.1, backend=backend)
+    before = [p.detach().clone() for p in params]
+    for _ in range(2):
+        give_gradients(params, 1)
+        optimizer.first_step()
+        optimizer.second_step()
+    assert not same(params, before)
+
+
+def test_a_base_that_calls_its_closure_itself_is_refused() -> None:
+    with pytest.raises(TypeError, match="LBFGS calls its closure itself"):
+        sharpkern.SAM(one(), torch.optim.LBFGS, lr=0.1)

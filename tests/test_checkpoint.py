@@ -235,3 +235,43 @@ def test_a_scheduler_is_resumed_with_the_optimizer(backend: str) -> None:
     rest[2].load_state_dict(cut[2].state_dict())
     go(*rest, range(4, 8))
     assert same(rest[0], whole[0])
+
+
+@pytest.mark.parametrize("what", ["group", "scaler", "moved"])
+def test_noise_goes_on_where_it_was(what: str, backend: str) -> None:
+    """Also where the plan of the launches is made anew: the next noise is none that was drawn before."""
+    params = parameters([torch.zeros(40)])
+    optimizer = sharpkern.RandomSAM(params, rho=1.0, lr=0.0, backend=backend)
+    seen = []
+    for k in range(6):
+        if k == 3 and what == "group":
+            optimizer.add_param_group({"params": parameters([torch.zeros(3)])})
+        elif k == 3 and what == "scaler":
+            optimizer.scaler = torch.amp.grad_scaler.GradScaler("cpu")
+        give_gradients(params, k)
+        optimizer.first_step()
+        seen.append(params[0].detach() / params[0].detach().norm())
+        if k == 2 and what == "moved":
+            params[0].data = params[0].data.clone()
+            with pytest.raises(RuntimeError, match="moved"):
+                optimizer.second_step()
+        else:
+            optimizer.second_step()
+        if what == "scaler" and k >= 3:
+            optimizer.scaler.update()  # type: ignore[union-attr]
+    assert optimizer.state_dict()["param_groups"][0]["draws"] == 6
+    gaps = [float((x - y).norm()) for i, x in enumerate(seen) for y in seen[:i]]
+    assert min(gaps) > 0.1
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_checkpoint_for_the_base_optimizer_goes_to_the_optimizer(copied: bool, backend: str) -> None:
+    params = parameters([torch.ones(3)])
+    optimizer = sharpkern.SAM(params, lr=0.1, momentum=0.9, backend=backend)
+    optimizer = copy.deepcopy(optimizer) if copied else optimizer
+    plain = torch.optim.SGD(parameters([torch.ones(3)]), lr=0.05, momentum=0.9).state_dict()
+    with pytest.raises(RuntimeError, match="sharpness-aware optimizer"):
+        optimizer.base_optimizer.load_state_dict(plain)  # type: ignore[union-attr]
+    assert optimizer.base_optimizer.param_groups is optimizer.param_groups  # type: ignore[union-attr]
+    optimizer.load_state_dict(plain)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.05)

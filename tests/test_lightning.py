@@ -95,6 +95,18 @@ def test_the_callback_makes_the_steps_of_sam(accumulate: int, clip: bool, tmp_pa
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(LR * FACTOR**steps)
 
 
+def test_what_hooks_around_backward_log_counts_in_the_first_pass(tmp_path: Path) -> None:
+    class Logging(Task):
+        """It logs the norm of the gradient, so to speak."""
+
+        def on_after_backward(self) -> None:
+            """Log."""
+            self.log("hook", 1.0, on_step=False, on_epoch=True, reduce_fx="sum")
+
+    trainer = fit(Logging(), tmp_path, 1)
+    assert trainer.logged_metrics["hook"].item() == 5
+
+
 def test_without_the_callback_the_closure_makes_both_passes(tmp_path: Path) -> None:
     """So the weights are those of SAM where nothing is accumulated, but hooks and logs see both passes."""
     task = Task()

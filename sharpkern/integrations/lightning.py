@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
@@ -63,14 +63,11 @@ class _Optimization(_AutomaticOptimization):
         self, optimizer: torch.optim.Optimizer, kwargs: OrderedDict[str, Any], results: list[ClosureResult]
     ) -> None:
         """One pass; the results of the first are those that count."""
-        if results:
-            with _silent(self.trainer.lightning_module):
-                result = self._training_step(kwargs)
-        else:
+        with _silent(self.trainer.lightning_module) if results else nullcontext():
             result = self._training_step(kwargs)
+            if result.closure_loss is not None:
+                self._make_backward_fn(optimizer)(result.closure_loss)
         results.append(result)
-        if result.closure_loss is not None:
-            self._make_backward_fn(optimizer)(result.closure_loss)
 
 
 class SharpnessAwareCallback(pl.Callback):

@@ -6,6 +6,7 @@ only the gradients' addresses change from step to step.
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import sys
 from collections.abc import Callable, Collection, Sequence
@@ -105,6 +106,7 @@ class _Handle:
         if t.device.type == "cpu":
             streaming = sum(numel) * t.weights[0].element_size() >= STREAMING_BYTES
             self.table = _kernels.Table(numel, *names, t.master, _kernels.instruction_sets()[0], streaming)
+            self.table.set_moved(ctypes.addressof(t.moved))
             self.where, self.number = torch.get_num_threads, float
         else:
             self.table = _kernels.CudaTable(numel, *names, t.master, t.weights[0].get_device())
@@ -174,6 +176,7 @@ def ascend_(
         noise,
         -1 if again is None else again,
     )
+    t.moved.value = True
 
 
 def descend_(t: Tensors, update: Update, correction: Correction | None, total: Tensor, second: Tensor | None) -> None:

@@ -62,12 +62,15 @@ def ascend_(
     scale = worst * float(rho) / float(total.sqrt()) if total is not None and total > 0 else 0.0
     sigma = noise * float(rho)
     number = 0 if t.draw is None else int(t.draw) + (again or 0)
+    if again is None and not t.master:
+        for i, w in enumerate(t.weights):
+            if total is None or t.gradients[i] is not None:
+                t.saved[i].copy_(w)
+    t.moved.value = True
     for i, w in enumerate(t.weights):
         gradient = t.gradients[i] if total is not None else None
         if total is not None and gradient is None:
             continue
-        if again is None and not t.master:
-            t.saved[i].copy_(w)
         w0 = moved = (t.saved if again is None else t.source)[i].to(t.state_dtype)
         g = torch.zeros_like(w0) if gradient is None else t.taken(gradient)
         f = _fisher(t, covariance, i, g)
