@@ -110,8 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line; that of the process if None.
 
     Returns:
-        The exit status: that of the command, or 2 where it cannot do what was asked; the reason goes to the standard
-        error. Any other error is a fault of ours and is raised.
+        The exit status: that of the command, 2 where it cannot do what was asked, or 130 where Ctrl-C ended it; the
+        reason goes to the standard error. Any other error is a fault of ours and is raised.
     """
     args = parser().parse_args(arguments)
     try:
@@ -119,6 +119,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (UsageError, MissingExtraError, OSError) as error:
         print(f"sharpkern {args.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"sharpkern {args.command}: interrupted", file=sys.stderr)
+        return 130
     return status
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -33,6 +36,30 @@ def usable_device(name: str) -> torch.device:
         return torch.empty(0, device=name).device
     except (AssertionError, RuntimeError) as error:
         raise UsageError(f"device={name!r}, {str(error).splitlines()[0]}") from error
+
+
+@contextmanager
+def results_folder(path: Path) -> Generator[Path, None, None]:
+    """Makes a folder for results, so that nothing fails for want of it after hours.
+
+    Args:
+        path: Of the folder, which may be there.
+
+    Yields:
+        The path. A folder that was made here and is empty when an error or Ctrl-C comes is removed.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield path
+    except BaseException:
+        if new:
+            with suppress(OSError):  # not empty
+                path.rmdir()
+        raise
 
 
 def require_extra(who: str, extra: str, *packages: str) -> None:

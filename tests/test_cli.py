@@ -131,6 +131,31 @@ def test_what_a_command_cannot_do_is_said_in_a_line(
     assert capsys.readouterr().err == f"sharpkern verify: {error}\n"
 
 
+def test_an_interruption_is_said_in_a_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli.verify, "run", Mock(side_effect=KeyboardInterrupt))
+    assert cli.main(["verify"]) == 130
+    assert capsys.readouterr().err == "sharpkern verify: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "called"),
+    [
+        (["train"], "sharpkern.train.experiment.train"),
+        (["toy"], "sharpkern.toy.command.minima"),
+        (["sharpness", "--grid"], "sharpkern.analysis.grid.train_cell"),
+    ],
+)
+def test_an_interruption_leaves_no_empty_folder(
+    arguments: list[str], called: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(called, Mock(side_effect=KeyboardInterrupt))
+    assert cli.main([*arguments, "--out", str(tmp_path / "new")]) == 130
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "old").mkdir()
+    assert cli.main([*arguments, "--out", str(tmp_path / "old")]) == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
+
+
 def test_a_fault_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli.verify, "run", Mock(side_effect=ValueError("a fault")))
     with pytest.raises(ValueError, match="a fault"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,16 +13,17 @@ from typing import Any
 import pytest
 import torch
 
-from sharpkern import cli
+from sharpkern import TRACER, cli, ops
 from sharpkern.train.data.images import Images, load
 from sharpkern.train.networks import NETWORKS, make
-from sharpkern.train.presets import PRESETS
+from sharpkern.train.presets import PRESETS, Option
 from sharpkern.train.protocol import Job, Request, jobs, ledger, runner, start
 from sharpkern.train.protocol.estimate import duration
 from sharpkern.train.protocol.job import COLUMNS, distinct, kinds
 from sharpkern.train.protocol.training import Outcome, Training, schedule
 from sharpkern.train.protocol.training import train as train_to_the_end
 from sharpkern.train.weights import load_weights
+from sharpkern.usage import UsageError
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +58,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 # What the presets hold
 
 
-def options(preset: str, data: str, method: str) -> dict[str, float]:
+def options(preset: str, data: str, method: str) -> dict[str, Option]:
     contender = next(c for c in PRESETS[preset].contenders if c.name == method)
     return contender.options_on(data, 100)
 
@@ -82,6 +84,40 @@ def test_rho_and_eta_of_fisher_sam(
 def test_random_sam_has_the_papers_sigma() -> None:
     job = one("sam-as-vi-table-3", "randomsam")
     assert job.options["rho"] == pytest.approx(5e-5 * math.sqrt(9978))
+
+
+@pytest.mark.parametrize(("preset", "method"), [("g-tracer-table-1", "tracer"), ("g-tracer-table-3", "adamtracer")])
+def test_tracers_options_are_the_defaults_and_written_out(preset: str, method: str) -> None:
+    defaults = inspect.signature(TRACER).parameters
+    job = one(preset, method)
+    assert job.options == {name: defaults[name].default for name in ("rho", "beta", "delta", "radius")}
+    assert job.columns()["options"] == "rho=0.001 beta=0.1 delta=0.1 radius=0.01"
+
+
+def test_variational_sam_has_the_papers_weight_and_its_rate_on_the_sum_of_losses() -> None:
+    for job, n in (
+        (one("sam-as-vi-table-3", "variationalsam"), 1198),
+        (one("sam-as-vi-table-3", "variationalsam", data="cifar10"), 50_000),
+    ):
+        assert job.options == {
+            "rho": 0.05,
+            "prior_std": 10.0,
+            "parametrization": "direct",
+            "lr_covariance": pytest.approx(0.01 * n),
+            "kl_weight": pytest.approx(1 / n),
+        }
+    assert "parametrization=direct" in job.columns()["options"]
+
+
+def test_variational_sam_is_not_sam(digits: Images) -> None:
+    """The penalty drives s up like sqrt(1 + 0.01 t) over t steps, and the network learns."""
+    training = Training(one("sam-as-vi-table-3", "variationalsam", epochs=5), digits, None, "auto", "cpu")
+    for _ in range(5):
+        training.epoch()
+    s = torch.cat([part.flatten() for part in training.optimizer.covariance()])
+    assert s.mean().item() == pytest.approx(math.sqrt(1 + 0.01 * training.job.steps), rel=0.01)
+    assert s.min() > 1.1
+    assert training.outcome().test_accuracy > 85
 
 
 def test_epochs_double_where_a_step_has_one_pass() -> None:
@@ -208,6 +244,44 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(preset: str, method: str,
     assert all(torch.equal(rest.weights[name], weight) for name, weight in whole.weights.items())
 
 
+def stopped(method: str, few: Images, checkpoint: Path, backend: str = "auto") -> Callable[[str], Outcome]:
+    """A run that stopped after its first epoch; what is returned goes on with it on a backend."""
+    job = one("g-tracer-table-1", method, epochs=2)
+
+    def stop(epochs: int) -> None:
+        if epochs:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train_to_the_end(Training(job, few, None, backend, "cpu"), checkpoint, stop)
+    return lambda backend: train_to_the_end(Training(job, few, None, backend, "cpu"), checkpoint, ignore)
+
+
+def test_a_damaged_checkpoint_is_told(few: Images, tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    go_on = stopped("sam", few, path)
+    whole = path.read_bytes()
+    other = tmp_path / "other.pt"
+    torch.save({"model": {}}, other)
+    for damaged in (whole[: len(whole) // 2], b"", b"no archive", other.read_bytes()):
+        path.write_bytes(damaged)
+        with pytest.raises(UsageError, match=r"run\.pt: cannot be read; delete it and the run starts anew"):
+            go_on("auto")
+    path.write_bytes(whole)
+    assert go_on("auto").test_accuracy > 0
+
+
+def test_a_run_goes_on_with_the_backend_it_began_with(few: Images, tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    go_on = stopped("sam", few, path, "reference")
+    if ops.choose("auto", torch.device("cpu"))[0] == "native":
+        with pytest.raises(UsageError, match="began with backend reference, now it would go on with native"):
+            go_on("native")
+    assert go_on("reference").test_accuracy > 0
+    plain = stopped("sgd", few, tmp_path / "sgd.pt", "reference")  # has none of sharpkern
+    assert plain("auto").test_accuracy > 0
+
+
 def test_runs_of_one_seed_start_alike_and_see_the_same_images(digits: Images, monkeypatch: pytest.MonkeyPatch) -> None:
     from sharpkern.train.protocol import training
 
@@ -258,6 +332,39 @@ def test_finished_runs_are_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(found) == 12
     assert tuple(found[0]) == (*COLUMNS, *ledger.RESULTS)
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_weights_that_were_not_kept_are_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles = counted(monkeypatch)
+    arguments = ("--preset", "g-tracer-table-1", "--seeds", 1, "--out", tmp_path)
+    assert command(*arguments) == 0
+    before = (tmp_path / "results.csv").read_text()
+    assert command(*arguments, "--keep-weights", "--dry-run") == 0
+    plan = table(capsys.readouterr().out, "[G] Table 1")
+    assert [row[8] for row in plan] == ["1", "1", "1"]
+    assert command(*arguments, "--keep-weights") == 0
+    assert titles[3:] == titles[:3]
+    assert "3 runs left no weights and are trained again; their rows stay" in capsys.readouterr().out
+    assert len(list((tmp_path / "weights").iterdir())) == 3
+    assert (tmp_path / "results.csv").read_text() == before
+    assert command(*arguments, "--keep-weights") == 0
+    assert len(titles) == 6
+
+
+def test_a_folder_is_for_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    titles = counted(monkeypatch)
+    arguments = ("--preset", "g-tracer-table-1", "--seeds", 1, "--out", tmp_path)
+    with runner.locked(tmp_path):
+        assert command(*arguments) == 2
+        assert "another run uses this folder" in capsys.readouterr().err
+        assert titles == []
+        assert command(*arguments, "--report") == 0  # reads only
+    assert command(*arguments) == 0
+    assert len(titles) == 3
 
 
 def test_a_torn_row_is_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +429,8 @@ def test_the_report_puts_ours_beneath_the_papers_row(tmp_path: Path, capsys: pyt
 
 # The command
 
+SGD_TRACER = "SGD-TRACER rho=0.001 beta=0.1 delta=0.1 radius=0.01"
+
 
 def test_a_preset_learns(tmp_path: Path) -> None:
     arguments = ("--preset", "g-tracer-table-2", "--methods", "tracer", "--epochs", 8, "--seeds", 1, "--out", tmp_path)
@@ -346,12 +455,31 @@ def test_what_one_run_leaves_another_starts_from(tmp_path: Path, monkeypatch: py
     assert all(row["start"].startswith(first.name) for row in found[2:])
 
 
+def test_all_leaves_out_what_has_nothing_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--preset", "all", "--report", "--out", tmp_path)
+    assert command(*arguments, "--data", "cifar100") == 0
+    screen = capsys.readouterr().out
+    line = next(line for line in screen.splitlines() if line.startswith("left out: "))
+    for part in ("fisher-sam-table-2 (nothing on cifar100)", "fisher-sam-table-3 (wants --checkpoint)"):
+        assert part in line
+    shown = {preset.table for preset in PRESETS.values() if f"\n{preset.table}: " in screen}
+    assert shown == {"[F] Table 1", "[G] Table 1", "[G] Table 2", "[V] Table 3"}
+    assert command(*arguments, "--checkpoint", __file__) == 0
+    screen = capsys.readouterr().out
+    assert "fisher-sam-table-1 (starts from random weights)" in screen
+    assert "\n[F] Table 2: " in screen
+    assert command(*arguments) == 0
+    assert "left out" not in capsys.readouterr().out
+    assert command(*arguments, "--networks", "vit-b16") == 2
+    assert "no preset has what was asked for: fisher-sam-table-1 (no vit-b16)" in capsys.readouterr().err
+
+
 def test_a_dry_run_prints_the_plan_and_trains_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "none"
     assert command("--preset", "fisher-sam-table-4,g-tracer-table-1", "--dry-run", "--out", out) == 0
     screen = capsys.readouterr().out
     assert len(table(screen, "[F] Table 4")) == 16
-    assert table(screen, "[G] Table 1")[2][3:9] == ["SGD-TRACER", "20", "0.1", "128", "180", "2"]
+    assert table(screen, "[G] Table 1")[2][3:9] == [SGD_TRACER, "20", "0.1", "128", "180", "2"]
     assert "about" in screen
     assert not out.exists()
 

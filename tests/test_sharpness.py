@@ -126,6 +126,10 @@ def test_the_digits_are_the_default() -> None:
         (("one.pt", *OWN, "--seed", "-1"), "--seed -1: wanted an integer >= 0"),
         (("one.pt", *OWN[:4], "--batch-size", "0"), "--batch-size 0: wanted at least 1"),
         (("--grid", "--rhos", "0.1,inf"), "wanted finite rho and eta >= 0"),
+        (("one.pt", *OWN, "--longest", "1"), "--longest needs --curves"),
+        (("one.pt", *OWN, "--rhos", "0.1"), "--rhos needs --grid"),
+        (("one.pt", *OWN, "--etas", "0.1"), "--etas needs --grid"),
+        (("one.pt", *OWN, "--noise", "0"), "--noise needs --grid"),
         (("--grid", "--curves"), "wanted a CHECKPOINT for --curves"),
         (("one.pt", "--network", "resnet20", *OWN[2:]), "network 'resnet20' is made for the data of a preset: digits"),
         (("one.pt", "--data", "mnist", *OWN[:2]), "data 'mnist': wanted module:callable, or one of digits, cifar10"),
@@ -172,6 +176,15 @@ def test_a_grid_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
     other = [dataclasses.replace(cells[0], epochs=3)]
     assert list(grid.run_grid(other, path)) == other
     assert list(grid.read_grid(path)) == [*cells, *other]
+
+
+@pytest.mark.parametrize("text", ["checkpoint,value\none,1\n", "rho,eta,seed,epochs,noise,test_accuracy\n0.1,1\n"])
+def test_a_file_that_is_no_grid_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("out").mkdir()
+    Path("out/grid.csv").write_text(text)
+    assert main(["sharpness", "--grid", "--out", "out"]) == 2
+    assert "out/grid.csv: wanted the columns rho, eta, seed, epochs, noise, test_accuracy" in capsys.readouterr().err
+    assert Path("out/grid.csv").read_text() == text
 
 
 def test_grid_by_the_command(capsys: pytest.CaptureFixture[str]) -> None:

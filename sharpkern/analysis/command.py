@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING
 
 from sharpkern.analysis import figure, grid, measure
 from sharpkern.analysis.checkpoint import Choice, Subject, load_subjects
+from sharpkern.analysis.grid import Cell
 from sharpkern.analysis.report import Number, Stage, stages, table
 from sharpkern.analysis.rows import write_rows
 from sharpkern.train.data.images import SOURCES
 from sharpkern.train.networks import NETWORKS
-from sharpkern.usage import UsageError, require_extra, usable_device
+from sharpkern.usage import UsageError, require_extra, results_folder, usable_device
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+GRID = ("rhos", "etas", "epochs", "seeds", "noise")  # options of the grid alone
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,11 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--longest", type=float, help="largest radius of the curves (default: one for each perturbation; [F]: 5)")
     add("--surface", action="store_true", help="the loss over two random directions, filter normalised")
     add("--grid", action="store_true", help="train Fisher SAM over rho x eta on the digits; wants no checkpoint")
-    add("--rhos", type=_numbers, default=grid.RHOS, help="of the grid (default: those of [F] Fig. 5)")
-    add("--etas", type=_numbers, default=grid.ETAS, help="of the grid (default: those of [F] Fig. 5)")
-    add("--epochs", type=int, default=40, help="of the grid (default: %(default)s)")
-    add("--seeds", type=int, default=1, help="of the grid (default: %(default)s)")
-    add("--noise", type=float, default=0.0, help="share of flipped training labels of the grid (default: %(default)s)")
+    add("--rhos", type=_numbers, help="of the grid (default: those of [F] Fig. 5)")
+    add("--etas", type=_numbers, help="of the grid (default: those of [F] Fig. 5)")
+    add("--epochs", type=int, help=f"of the grid (default: {Cell.epochs})")
+    add("--seeds", type=int, help="of the grid (default: 1)")
+    add("--noise", type=float, help=f"share of flipped training labels of the grid (default: {Cell.noise})")
     add("--out", type=Path, help="folder; a grid found there is continued (default: runs/sharpness-<date>-<time>)")
 
 
@@ -74,14 +77,24 @@ def main(args: argparse.Namespace) -> int:
     """
     require_extra("sharpkern sharpness", "analysis", "scipy", "matplotlib", "rich", "sklearn")
     _check(args)
-    from rich.console import Console
-
     choice = Choice(args.network, args.data, args.data_dir, args.examples, args.device)
     subjects = load_subjects(_named(args.checkpoints), choice) if args.checkpoints else []
-    cells = grid.grid_cells(args.rhos, args.etas, args.seeds, args.epochs, args.noise) if args.grid else []
+    given = {name: getattr(args, name) for name in GRID if getattr(args, name) is not None}
+    cells = grid.grid_cells(**given) if args.grid else []
     out: Path = args.out or Path("runs") / f"sharpness-{datetime.now():%Y%m%d-%H%M%S}"
-    out.mkdir(parents=True, exist_ok=True)
-    console, written = Console(), []
+    with results_folder(out):
+        _measure(args, subjects, cells, out)
+    return 0
+
+
+def _measure(args: argparse.Namespace, subjects: Sequence[Subject], cells: Sequence[Cell], out: Path) -> None:
+    path = out / "grid.csv"
+    if cells and path.exists():
+        grid.read_grid(path)  # one that is no grid is told now
+    from rich.console import Console
+
+    console = Console()
+    written: list[Path] = []
     with stages(console) as stage:
         if subjects:
             written += _numbers_of(subjects, args, out, stage, console)
@@ -92,12 +105,10 @@ def main(args: argparse.Namespace) -> int:
             rows = (row for subject in subjects for row in measure.surface(subject, args.seed, stage))
             written += _figure(out / "surface.csv", rows, figure.draw_surface)
         if cells:
-            path = out / "grid.csv"
             grid.run_grid(cells, path, stage("grid", len(cells)), usable_device(args.device))
-            written += [path, *figure.draw_grid(path, args.epochs, args.noise)]
+            written += [path, *figure.draw_grid(path, cells[0].epochs, cells[0].noise)]
     for path in written:
         console.print(path, highlight=False, soft_wrap=True)
-    return 0
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -107,6 +118,11 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("hessian", "curves", "surface"):
         if getattr(args, name) and not args.checkpoints:
             raise UsageError(f"wanted a CHECKPOINT for --{name}")
+    for name in GRID:
+        if getattr(args, name) is not None and not args.grid:
+            raise UsageError(f"--{name} needs --grid")
+    if args.longest is not None and not args.curves:
+        raise UsageError("--longest needs --curves")
     if args.seed < 0:
         raise UsageError(f"--seed {args.seed}: wanted an integer >= 0")
     if args.batch_size < 1:

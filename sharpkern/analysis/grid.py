@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
 
@@ -121,6 +121,9 @@ def run_grid(
 
     Returns:
         Test accuracy in percent, of these cells alone; the file keeps other ones that it had.
+
+    Raises:
+        UsageError: The file is there and no grid.
     """
     digits = load_digits(device)
     known = read_grid(path) if path.exists() else {}
@@ -140,10 +143,17 @@ def read_grid(path: Path) -> dict[Cell, float]:
 
     Returns:
         Their test accuracy in percent.
+
+    Raises:
+        UsageError: The file has other columns, or something else than numbers in them.
     """
-    return {
-        Cell(
-            float(row["rho"]), float(row["eta"]), int(row["seed"]), int(row["epochs"]), float(row["noise"])
-        ): float(row["test_accuracy"])
-        for row in read_rows(path)
-    }  # fmt: skip
+    try:
+        return {
+            Cell(
+                float(row["rho"]), float(row["eta"]), int(row["seed"]), int(row["epochs"]), float(row["noise"])
+            ): float(row["test_accuracy"])
+            for row in read_rows(path)
+        }  # fmt: skip
+    except (KeyError, TypeError, ValueError) as error:  # TypeError: a row that was cut off
+        columns = ", ".join((*(column.name for column in fields(Cell)), "test_accuracy"))
+        raise UsageError(f"{path}: wanted the columns {columns}, numbers in all; give another --out") from error

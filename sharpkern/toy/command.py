@@ -11,7 +11,7 @@ from pathlib import Path
 from sharpkern.toy import figure
 from sharpkern.toy.loss import SMOOTHED, Minimum, minima
 from sharpkern.toy.path import SCENES, trajectory
-from sharpkern.usage import require_extra
+from sharpkern.usage import require_extra, results_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,8 +38,8 @@ def main(args: argparse.Namespace) -> int:
     """
     require_extra("sharpkern toy", "train", "matplotlib")
     out: Path = args.out or Path("runs") / f"toy-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
-    out.mkdir(parents=True, exist_ok=True)
-    _run(out)
+    with results_folder(out):
+        _run(out)
     return 0
 
 

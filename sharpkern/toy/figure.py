@@ -63,7 +63,7 @@ def draw_paths(paths: Paths, scenes: Mapping[str, Scene], minima: tuple[Minimum,
             _path(axes, paths[name, method], "#0b5fa5", "-", method)
             _neighbourhoods(axes, paths[name, method])
             rho = scenes[name].rho[method]
-            axes.set_title(f"{method}, $\\rho$ = {rho:g} (as [F] {scenes[name].figure})", fontsize=10)
+            axes.set_title(f"{method}, $\\rho$ = {rho:g} at the start (as [F] {scenes[name].figure})", fontsize=10)
             axes.legend(loc="upper right", fontsize=8, framealpha=0.9)
     return _save(figure, out)
 

@@ -22,6 +22,7 @@ from sharpkern.train.network import make_network
 from sharpkern.train.options import Options, require_packages
 from sharpkern.train.results import Epoch, Result, Run, write_curves, write_runs
 from sharpkern.train.threads import threads
+from sharpkern.usage import results_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +49,11 @@ def run(options: Options, console: Console | None = None) -> Result:
 
     console = console or Console()
     folder = options.out or Path("runs") / f"digits-{datetime.now():%Y%m%d-%H%M%S}"
-    folder.mkdir(parents=True, exist_ok=True)
+    with results_folder(folder):
+        return _compare(options, folder, console)
+
+
+def _compare(options: Options, folder: Path, console: Console) -> Result:
     data = load_digits(options.device)
     plan = list(product(range(options.seeds), options.conditions, options.methods))
     steps = options.epochs * (len(data.train_labels) // options.batch_size)

@@ -8,14 +8,16 @@ from sharpkern.train.presets.preset import Contender, Preset, Setting, Short, fi
 SPREAD = "standard error"
 METHODS = ("sgd", "sam", "tracer")
 
+_TRACER = {"rho": 1e-3, "beta": 0.1, "delta": 0.1, "radius": 0.01}  # the defaults of sharpkern.TRACER
+
 _CONTENDERS = (
     plain("sgd", "SGD"),
     Contender("sam", "SAM", SAM, {"rho": 0.05}),
-    Contender("tracer", "SGD-TRACER", TRACER),
+    Contender("tracer", "SGD-TRACER", TRACER, _TRACER),
 )
 
 _OPEN = (
-    "[G] does not give rho, beta and delta of SGD-TRACER nor SAM's rho: sharpkern's defaults here (SAM 0.05).",
+    "[G] does not give rho, beta, delta and radius of SGD-TRACER nor SAM's rho: sharpkern's defaults here (SAM 0.05).",
     "[G] does not give batch size and momentum: 128 and 0.9 here. No label smoothing.",
 )
 
@@ -87,7 +89,7 @@ TABLE_3 = Preset(
     (
         plain("adam", "Adam", base="Adam"),
         Contender("sam", "SAM", SAM, {"rho": 0.05}, base="Adam"),
-        Contender("adamtracer", "Adam-TRACER", TRACER, base="Adam"),
+        Contender("adamtracer", "Adam-TRACER", TRACER, _TRACER, base="Adam"),
     ),
     tuple(
         Setting(

@@ -14,6 +14,7 @@ from sharpkern import SharpnessAware
 from sharpkern.train.methods import Style, one_pass, two_passes
 from sharpkern.usage import UsageError
 
+Option = float | str
 Printed = tuple[Decimal, Decimal]  # accuracy in percent and what stands after it, digit for digit
 
 BASES: Mapping[str, type[torch.optim.Optimizer]] = {
@@ -31,30 +32,34 @@ class Contender:
         name: What is typed and what CSV files hold.
         title: What the paper's table shows.
         optimizer: A class of sharpkern; None is the base optimizer alone.
-        options: rho, eta and what else the class takes.
+        options: rho, eta and what else the class takes, written out even where it is the class's default.
         on: Data set -> options that differ there.
         base: A key of `BASES`.
         style: How a step is taken; see `sharpkern.train.methods`.
         epoch_factor: Multiple of the preset's epochs.
         sigma: Standard deviation of Gaussian noise in place of rho: rho = sigma sqrt(p).
+        rate: For a learned covariance, of the objective of which the loss is a sum over the N training examples:
+            lr_covariance = rate N, and kl_weight = 1/N.
     """
 
     name: str
     title: str
     optimizer: Callable[..., SharpnessAware] | None = None
-    options: Mapping[str, float] = field(default_factory=dict)
-    on: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    options: Mapping[str, Option] = field(default_factory=dict)
+    on: Mapping[str, Mapping[str, Option]] = field(default_factory=dict)
     base: str = "SGD"
     style: Style = two_passes
     epoch_factor: int = 1
     sigma: float | None = None
+    rate: float | None = None
 
-    def options_on(self, data: str, weights: int) -> dict[str, float]:
-        """The options for a data set and a network of so many weights."""
+    def options_on(self, data: str, weights: int, examples: int = 1) -> dict[str, Option]:
+        """The options for a data set of so many training examples and a network of so many weights."""
         noise = {} if self.sigma is None else {"rho": self.sigma * weights**0.5}
-        return {**self.options, **self.on.get(data, {}), **noise}
+        learned = {} if self.rate is None else {"lr_covariance": self.rate * examples, "kl_weight": 1 / examples}
+        return {**self.options, **self.on.get(data, {}), **noise, **learned}
 
-    def make(self, model: nn.Module, options: Mapping[str, float], base: Mapping[str, Any], backend: str) -> Any:
+    def make(self, model: nn.Module, options: Mapping[str, Option], base: Mapping[str, Any], backend: str) -> Any:
         """The optimizer of a model.
 
         Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sharpkern.train.options import require_packages, split_names
 from sharpkern.train.presets import PRESETS
 from sharpkern.train.protocol import ledger, report
 from sharpkern.train.protocol.estimate import dry_run
-from sharpkern.train.protocol.job import jobs
+from sharpkern.train.protocol.job import jobs, why_none
 from sharpkern.train.protocol.request import Request
 from sharpkern.train.protocol.runner import RESULTS, run
 from sharpkern.usage import UsageError
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         f"here too; the default folder is {Request.out}, and what is finished there is not run again.",
     )
     group.add_argument("--list", action="store_true", help="say which presets there are")
-    group.add_argument("--preset", help=f"some of them, or {ALL}")
+    group.add_argument("--preset", help=f"some of them, or {ALL}: those that have what else is asked for")
     group.add_argument("--data", help=f"one of {', '.join(SOURCES)} (default: {Request.data})")
     group.add_argument("--data-dir", type=Path, help="folder with the published files of CIFAR-10 or CIFAR-100")
     group.add_argument("--networks", help=f"of the preset's: {', '.join(NETWORKS)} (default: all of them)")
@@ -114,4 +114,18 @@ def _request(args: argparse.Namespace) -> Request:
     for name in ("networks", "methods"):
         if name in given:
             given[name] = split_names(given[name])
-    return Request(presets=tuple(PRESETS) if args.preset == ALL else split_names(args.preset), **given)
+    if args.preset != ALL:
+        return Request(presets=split_names(args.preset), **given)
+    return _those_that_have_it(Request(presets=tuple(PRESETS), **given))
+
+
+def _those_that_have_it(request: Request) -> Request:
+    """All presets but those that have nothing of what was asked for, which are named in a line."""
+    why_not = {name: why_none(PRESETS[name], request) for name in request.presets}
+    left_out = ", ".join(f"{name} ({why})" for name, why in why_not.items() if why)
+    left = tuple(name for name, why in why_not.items() if not why)
+    if not left:
+        raise UsageError(f"no preset has what was asked for: {left_out}")
+    if left_out:
+        print(f"left out: {left_out}")
+    return replace(request, presets=left)

@@ -9,7 +9,7 @@ from sharpkern.train.protocol import ledger
 from sharpkern.train.protocol.job import Job, distinct, jobs, kinds
 from sharpkern.train.protocol.report import print_markdown
 from sharpkern.train.protocol.request import Request
-from sharpkern.train.protocol.runner import RESULTS
+from sharpkern.train.protocol.runner import RESULTS, finished
 from sharpkern.train.protocol.timing import Timer
 from sharpkern.train.threads import threads
 
@@ -45,7 +45,7 @@ def dry_run(request: Request, console: Console | None = None) -> None:
     with threads(request.threads):
         timer = Timer(request.backend, request.device)
         for same in kinds(distinct(jobs(request))):
-            left = sum(not ledger.find(rows, job) for job in same)
+            left = sum(not finished(job, rows, request) for job in same)
             seconds = left * timer.seconds(same[0]) if left else 0.0
             total += seconds
             table.add_row(*_cells(same[0], left, seconds))

@@ -13,7 +13,7 @@ import torch
 
 from sharpkern.train.data.images import SOURCES, Source
 from sharpkern.train.networks import NETWORKS
-from sharpkern.train.presets import PRESETS, Contender, Preset, Setting
+from sharpkern.train.presets import PRESETS, Contender, Option, Preset, Setting
 from sharpkern.train.protocol.request import Request
 from sharpkern.usage import UsageError
 
@@ -75,15 +75,15 @@ class Job:
         return self.epochs * (self.source.train // self.batch_size)
 
     @property
-    def options(self) -> Mapping[str, float]:
+    def options(self) -> Mapping[str, Option]:
         """Of sharpkern's optimizer."""
         weights = number_of_weights(self.setting.network, self.source.shape[0], self.source.classes)
-        return self.contender.options_on(self.setting.data, weights)
+        return self.contender.options_on(self.setting.data, weights, self.source.train)
 
     @property
     def options_text(self) -> str:
         """The same as text."""
-        return " ".join(f"{name}={value:g}" for name, value in self.options.items())
+        return " ".join(f"{k}={v if isinstance(v, str) else format(v, 'g')}" for k, v in self.options.items())
 
     @property
     def label(self) -> str:
@@ -143,6 +143,21 @@ def jobs(request: Request) -> list[Job]:
         UsageError: A preset has nothing on the data, or wants a checkpoint file.
     """
     return [job for name in request.presets for job in _jobs(PRESETS[name], request)]
+
+
+def why_none(preset: Preset, request: Request) -> str:
+    """Why a preset has nothing to run of what was asked for; "" where it has."""
+    try:
+        settings = preset.settings_on(request.data)
+    except UsageError:
+        return f"nothing on {request.data}"
+    if request.networks and not {setting.network for setting in settings} & set(request.networks):
+        return f"no {', '.join(request.networks)}"
+    if request.methods and not {contender.name for contender in preset.contenders} & set(request.methods):
+        return f"no {', '.join(request.methods)}"
+    if request.checkpoint is not None and not preset.start:
+        return "starts from random weights"
+    return "wants --checkpoint" if preset.start and request.checkpoint is None and request.data != "digits" else ""
 
 
 def distinct(planned: Iterable[Job]) -> list[Job]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WIDTH = 200
+WIDTH = 300
 
 Cell = tuple[Setting, Contender]
 Place = tuple[str, ...]

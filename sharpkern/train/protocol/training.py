@@ -18,9 +18,11 @@ from sharpkern.train.data import flip_labels
 from sharpkern.train.data.augment import batches
 from sharpkern.train.data.images import Images
 from sharpkern.train.methods import Batch
+from sharpkern.train.options import Options
 from sharpkern.train.protocol.job import Job
 from sharpkern.train.protocol.start import HEAD, save
 from sharpkern.train.weights import load_weights
+from sharpkern.usage import UsageError
 
 STEPS_AT = (0.3, 0.6, 0.8)
 STEP_FACTOR = 0.2
@@ -78,6 +80,8 @@ class Training:
 
     def __init__(self, job: Job, data: Images, start: Path | None, backend: str, device: str) -> None:
         self.job, self.data, self.device = job, data, device
+        ours = job.contender.optimizer is not None
+        self.backend = Options(backend=backend, device=device).chosen_backend() if ours else ""
         self.generator = torch.Generator().manual_seed(job.seed)
         self.labels = flip_labels(data.train_labels, job.setting.noise, self.generator, data.source.classes)
         self.model = networks.make(job.setting.network, data.source.shape[0], data.source.classes, job.seed)
@@ -106,7 +110,7 @@ class Training:
         """All that a resumed run needs to equal one that was not interrupted."""
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
         numbers = {name: getattr(self, name) for name in NUMBERS}
-        return {**parts, **numbers, "generator": self.generator.get_state()}
+        return {**parts, **numbers, "generator": self.generator.get_state(), "backend": self.backend}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to where the state was taken."""
@@ -132,15 +136,33 @@ def train(training: Training, checkpoint: Path, advance: Callable[[int], None]) 
 
     Returns:
         What came out.
+
+    Raises:
+        UsageError: The checkpoint cannot be read, or is of another backend.
     """
     if checkpoint.exists():
-        training.load_state_dict(torch.load(checkpoint, map_location=training.device, weights_only=True))
+        _resume(training, checkpoint)
     advance(training.epochs)
     while training.epochs < training.job.epochs:
         training.epoch()
         save(training.state_dict(), checkpoint)
         advance(1)
     return training.outcome()
+
+
+def _resume(training: Training, checkpoint: Path) -> None:
+    try:
+        state = torch.load(checkpoint, map_location=training.device, weights_only=True)
+        backend = state.get("backend", training.backend)
+        if backend == training.backend:
+            training.load_state_dict(state)
+    except Exception as error:  # torch has no type of its own for a damaged file: UnpicklingError, EOFError, ...
+        raise UsageError(f"{checkpoint}: cannot be read; delete it and the run starts anew") from error
+    if backend != training.backend:
+        raise UsageError(
+            f"{checkpoint}: the run began with backend {backend}, now it would go on with {training.backend}; give "
+            f"--backend {backend}, or delete the file and the run starts anew"
+        )
 
 
 def make_optimizer(job: Job, model: nn.Module, backend: str) -> Any:
