@@ -108,8 +108,8 @@ def base_defaults(
     closure = inspect.signature(base_optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
-            f"{base_optimizer.__name__} calls its closure itself, as often as it wants: wanted a class whose step() goes "
-            "without one"
+            f"{base_optimizer.__name__} calls its closure itself, as often as it wants: wanted a class whose step() "
+            "goes without one"
         )
     parameters = inspect.signature(base_optimizer).parameters
     accepted = [name for name in parameters if name != "params"]

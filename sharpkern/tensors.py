@@ -201,11 +201,7 @@ class Tensors:
         return taken(gradient.to(self.state_dtype), self.take)
 
     def fit(self, state: Tensor, weight: Tensor) -> Tensor:
-        """A state tensor in the state dtype and the layout of its weight; a copy where it is not.
-
-        Raises:
-            RuntimeError: It has another size than the weight.
-        """
+        """A state tensor in the state dtype and the layout of its weight; a copy where it is not; one size for both."""
         if state.shape != weight.shape:
             raise RuntimeError(
                 f"a parameter has the size {tuple(weight.shape)} and its state {tuple(state.shape)}: it was resized; "
