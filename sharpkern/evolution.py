@@ -198,6 +198,7 @@ class EvolutionStrategies(SharpnessAware):
                 increment_version(t.written)
                 own = sign - (at[1] if t.source is t.weights else 0.0)
                 plan.ops.ascend_(t, x.covariance, x.rho, None, False, 0.0, own * x.noise, None if copy else pair)
+                t.moved.value = True
                 t.scatter()
             plan.reshard(self._common.model)
             torch.clear_autocast_cache()  # casts of the weights as they stood before

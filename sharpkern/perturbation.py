@@ -139,3 +139,4 @@ def perturb_(
     for x in launches:
         total = x.tensors.total if passes == 2 else None
         ops.ascend_(x.tensors, x.covariance, x.rho, total, track, x.worst, x.noise)
+        x.tensors.moved.value = True

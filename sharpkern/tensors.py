@@ -152,7 +152,7 @@ class Tensors:
         self.complete = False  # every parameter has the gradient
         self.revision = 0  # of gradients
         self.bases: dict[str, list[Tensor]] = {}  # by slot, the allocations behind its tensors; see `sharpkern.library`
-        self.moved = ctypes.c_bool(False)  # whether w + ε is written and w0 kept; the CPU's kernels set it themselves
+        self.moved = ctypes.c_bool(False)  # whether w + ε is written and w0 kept; set after an op, on the CPU within
         self.handle: Any = None  # what a backend caches of the other lists; None once one of them changes
 
     def rows_of(self, index: int) -> tuple[int, int]:

@@ -176,7 +176,6 @@ def ascend_(
         noise,
         -1 if again is None else again,
     )
-    t.moved.value = True
 
 
 def descend_(t: Tensors, update: Update, correction: Correction | None, total: Tensor, second: Tensor | None) -> None:

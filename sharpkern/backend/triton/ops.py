@@ -119,7 +119,6 @@ def ascend_(
         V=8 if rounds else _width(*used, state=formula.state),
         CHUNK=table.chunk,
     )
-    t.moved.value = True
 
 
 def descend_(t: Tensors, update: Update, correction: Correction | None, total: Tensor, second: Tensor | None) -> None:
