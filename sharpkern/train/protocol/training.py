@@ -151,18 +151,20 @@ def train(training: Training, checkpoint: Path, advance: Callable[[int], None]) 
 
 
 def _resume(training: Training, checkpoint: Path) -> None:
+    told = f"{checkpoint}: cannot be read; delete it and the run starts anew"
     try:
         state = torch.load(checkpoint, map_location=training.device, weights_only=True)
-        backend = state.get("backend", training.backend)
-        if backend == training.backend:
-            training.load_state_dict(state)
     except Exception as error:  # torch has no type of its own for a damaged file: UnpicklingError, EOFError, ...
-        raise UsageError(f"{checkpoint}: cannot be read; delete it and the run starts anew") from error
+        raise UsageError(told) from error
+    if not isinstance(state, dict) or not {*PARTS, *NUMBERS, "generator"} <= state.keys():
+        raise UsageError(told)
+    backend = state.get("backend", training.backend)
     if backend != training.backend:
         raise UsageError(
             f"{checkpoint}: the run began with backend {backend}, now it would go on with {training.backend}; give "
             f"--backend {backend}, or delete the file and the run starts anew"
         )
+    training.load_state_dict(state)
 
 
 def make_optimizer(job: Job, model: nn.Module, backend: str) -> Any:
